@@ -1,0 +1,1 @@
+"""The command: puts the four packages together and holds no logic of theirs."""

@@ -1,0 +1,5 @@
+"""`python -m archimedes` is the command `archimedes`."""
+
+from archimedes.cli import main
+
+main()

@@ -1,0 +1,45 @@
+"""The command `archimedes`: one subcommand a package, errors as one sentence."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from models.errors import ArchimedesError
+
+
+def assemble() -> typer.Typer:
+    """The whole command, put together from the packages' own."""
+    from archimedes.demo.cli import demo
+    from extender.cli import app as extender_app
+    from models.cli import app as models_app
+    from shadow.cli import app as shadow_app
+    from trainer.cli import app as trainer_app
+
+    app = typer.Typer(
+        name="archimedes",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        help="Gives data centres back the CPU that their services ask for and never use.",
+    )
+    app.command("demo")(demo)
+    app.add_typer(extender_app, name="extender")
+    app.add_typer(trainer_app, name="trainer")
+    app.add_typer(shadow_app, name="shadow")
+    app.add_typer(models_app, name="models")
+    return app
+
+
+def main() -> None:
+    """Run the command; exit code 0, 1 (a bug, or interrupted) or 2 (the user can mend it)."""
+    try:
+        assemble()()
+    except ArchimedesError as error:
+        typer.echo(f"archimedes: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

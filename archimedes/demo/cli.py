@@ -1,0 +1,81 @@
+"""`archimedes demo`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import typer
+
+if TYPE_CHECKING:
+    from archimedes.demo.run import Step
+
+
+def demo(
+    trace: Annotated[
+        Path | None,
+        typer.Option("--trace", help="Folder of a trace. Default: a generated cluster."),
+    ] = None,
+    nodes: Annotated[
+        int | None,
+        typer.Option("--nodes", min=1, help="So many equal nodes. Default: the trace's, or 50."),
+    ] = None,
+    hours: Annotated[
+        float, typer.Option("--hours", min=2, max=240, help="Simulated hours to serve.")
+    ] = 24.0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of all that is random.")] = 0,
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder that gets a new folder for this run.")
+    ] = Path("demo-output"),
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object instead of the table.")
+    ] = False,
+) -> None:
+    """Show the whole loop without a cluster: train, serve, decide, compare, promote, swap.
+
+    Example: archimedes demo --trace traces/azure-v1 --hours 24
+    """
+    from rich.console import Console
+
+    from archimedes.demo.report import print_table, rows, summarise, write_report
+    from archimedes.demo.run import run
+    from archimedes.demo.world import build_world, generated
+    from extender.telemetry import configure_logs
+    from models.trace import read_trace
+
+    configure_logs("warning")
+    read = read_trace(trace) if trace is not None else generated(nodes, hours, seed)
+    world = build_world(read, hours, nodes if trace is not None else None, seed)
+    folder = out / datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
+    with _progress() as step:
+        outcome = run(world, folder, step)
+    summary, found = summarise(outcome)
+    lines = rows(outcome, summary, found)
+    title = f"Archimedes on {read.name}"
+    page = folder / "demo.html"
+    write_report(page, title, lines, outcome)
+    if as_json:
+        typer.echo(msgspec.json.encode(summary))
+        return
+    print_table(Console(), title, lines)
+    typer.echo(f"Page with the plots: {page.resolve()}")
+    typer.echo(f"Versions: archimedes models list --tracking-uri {outcome.tracking_uri}")
+    typer.echo(f"MLflow's pages: mlflow ui --backend-store-uri {outcome.tracking_uri}")
+
+
+@contextmanager
+def _progress() -> Iterator[Step]:
+    """A progress bar on a terminal; nothing elsewhere."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(
+        console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()
+    ) as bar:
+        task = bar.add_task("starting", total=1.0)
+        yield lambda name, done: bar.update(task, description=name, completed=done)

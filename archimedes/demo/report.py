@@ -1,0 +1,160 @@
+"""What the demo prints: a table for people, one object for programs, and the page's series."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from archimedes.demo.page import Series, write_page
+from archimedes.demo.run import Outcome
+from shadow.figures import Figures, figures, node_series
+from shadow.result import ReplayResult
+
+
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """The object that `demo --json` ends with; core-hours, shares, milliseconds."""
+
+    requested_core_hours: float
+    used_core_hours: float
+    reclaimed_core_hours: float
+    reclaimed_share: float
+    violation_rate: float
+    offline_pods_placed: int
+    offline_pods_waiting: int
+    machines: int
+    machines_saved: int
+    decision_ms_p50: float
+    decision_ms_p99: float
+    champion_before: str
+    champion_after: str
+    verdict: str
+
+
+def summarise(outcome: Outcome) -> tuple[Summary, Figures]:
+    """The figures of the run."""
+    found = figures(outcome.result)
+    return (
+        Summary(
+            requested_core_hours=found.requested_core_hours,
+            used_core_hours=found.used_core_hours or 0.0,
+            reclaimed_core_hours=found.reclaimed_core_hours,
+            reclaimed_share=found.reclaimed_share or 0.0,
+            violation_rate=found.violation_rate or 0.0,
+            offline_pods_placed=found.offline_pods_placed,
+            offline_pods_waiting=found.offline_pods_waiting,
+            machines=outcome.machines.needed,
+            machines_saved=outcome.machines.saved,
+            decision_ms_p50=found.decision_ms_p50 or 0.0,
+            decision_ms_p99=found.decision_ms_p99 or 0.0,
+            champion_before=outcome.champion_before,
+            champion_after=outcome.champion_after,
+            verdict=outcome.comparison.verdict,
+        ),
+        found,
+    )
+
+
+def rows(outcome: Outcome, summary: Summary, found: Figures) -> list[tuple[str, str]]:
+    """The table's lines."""
+    counted = outcome.machines
+    refused = [f"{cause}: {pods}" for cause, pods in sorted(found.refused.items())]
+    return [
+        ("nodes, simulated hours", f"{found.nodes}, {found.hours:g}"),
+        ("CPU of the nodes", _core_hours(found.allocatable_core_hours)),
+        ("requested by online pods", _core_hours(summary.requested_core_hours)),
+        ("used by online pods", _core_hours(summary.used_core_hours)),
+        (
+            "reclaimed: run by offline pods",
+            (
+                f"{_core_hours(summary.reclaimed_core_hours)}, "
+                f"{summary.reclaimed_share:.1%} of what was idle"
+            ),
+        ),
+        (
+            "utilisation of the nodes, before and after",
+            f"{_mean(found.utilisation_before)} and {_mean(found.utilisation_after)}",
+        ),
+        ("violations: real peak above forecast", f"{summary.violation_rate:.2%} of forecasts"),
+        ("node windows above the ceiling", f"{found.overload_rate or 0.0:.2%}"),
+        (
+            "offline pods",
+            (
+                f"{summary.offline_pods_placed} placed, {summary.offline_pods_waiting} waiting "
+                f"at the end, of {found.offline_pods}"
+            ),
+        ),
+        ("pods that had to wait, by reason", "; ".join(refused) or "none"),
+        (
+            "decision (filter + prioritize over HTTP)",
+            (
+                f"{summary.decision_ms_p50:.2f} ms median, {summary.decision_ms_p99:.2f} ms p99, "
+                f"{len(outcome.result.latency)} decisions"
+            ),
+        ),
+        (
+            "champion",
+            f"version {outcome.champion_before} before, {outcome.champion_after} after",
+        ),
+        (
+            "verdict of the shadow",
+            f"{outcome.comparison.verdict}: {'; '.join(outcome.comparison.reasons)}",
+        ),
+        (
+            "machines for the same work",
+            (
+                f"{counted.needed} with reclaiming, {counted.without} without: "
+                f"{counted.saved} saved ({counted.saved / counted.without:.0%})"
+            ),
+        ),
+    ]
+
+
+def print_table(console: Console, title: str, lines: list[tuple[str, str]]) -> None:
+    """Print the table."""
+    table = Table(title=title, show_header=False, title_justify="left")
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in lines:
+        table.add_row(name, value)
+    console.print(table)
+
+
+def write_report(path: Path, title: str, lines: list[tuple[str, str]], outcome: Outcome) -> None:
+    """Write the page."""
+    write_page(path, title, lines, series_of(outcome.result, outcome.swapped))
+
+
+def series_of(result: ReplayResult, swapped: int) -> Series:
+    """What the page draws, from the recording."""
+    nodes = node_series(result)
+    used = nodes.used if nodes.used is not None else np.zeros_like(nodes.requested)
+    steps = nodes.requested.shape[1]
+    time = nodes.start + np.arange(steps, dtype=np.int64) * nodes.step
+    forecast = np.full(steps, np.nan)
+    if result.forecasts is not None:
+        at = np.searchsorted(result.forecasts.time, time, side="right") - 1
+        forecast = np.nansum(result.forecasts.forecast[:, :, 0], axis=1).astype(np.float64)[at]
+    allocatable = (result.fleet.millicpu / 1000)[:, None]
+    return Series(
+        time,
+        nodes.requested.sum(axis=0),
+        used.sum(axis=0),
+        forecast,
+        nodes.run.sum(axis=0),
+        (used / allocatable).T,
+        ((used + nodes.run) / allocatable).T,
+        swapped,
+    )
+
+
+def _core_hours(value: float) -> str:
+    return f"{value:,.0f} core-hours"
+
+
+def _mean(utilisation: object) -> str:
+    mean = getattr(utilisation, "mean", None)
+    return "unknown" if mean is None else f"{mean:.1%}"

@@ -1,0 +1,1 @@
+"""The scheduler extender: a pure decision half, and the server half around it."""

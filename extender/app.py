@@ -1,0 +1,208 @@
+"""The composition root: puts the server together from its parts, runs it, and drains it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import structlog
+import uvloop
+from aiohttp import web
+
+from extender.binder import Binder
+from extender.calls import Calls
+from extender.decision_log import DecisionLog
+from extender.handlers import Pages, Verbs
+from extender.loops import Loops
+from extender.ports import Clock, Cluster, ModelSource, UsageSource
+from extender.refresh import Refresher
+from extender.settings import Settings
+from extender.state import State
+from extender.telemetry import Telemetry, configure_logs
+from models.errors import ArchimedesError, SettingsError
+
+_KEEPALIVE_SECONDS = 300.0
+"""kube-scheduler keeps idle connections for 90 s; closing first would cost it a failed call."""
+
+_SWITCH_SECONDS = 0.0005
+"""How long a thread that forecasts may keep the interpreter while a call waits for it."""
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a server is made of; a demo or a test brings its own.
+
+    usage: None where there is none; then nothing is promised.
+    """
+
+    settings: Settings
+    clock: Clock
+    cluster: Cluster
+    usage: UsageSource | None
+    models: ModelSource
+    telemetry: Telemetry = field(default_factory=Telemetry)
+
+
+class Server:
+    """One extender: state, calls, background loops and its HTTP application.
+
+    With `loops` running it looks after itself. Without, whoever embeds it calls ``loops.follow``,
+    ``loops.tick``, ``refresher.refresh`` and ``refresher.install`` when their time has come.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        """Raises SettingsError where the decision log cannot be written."""
+        settings, clock = parts.settings, parts.clock
+        self.parts = parts
+        self.telemetry = parts.telemetry
+        self.state = State(settings, clock)
+        self.decisions = _open_log(settings.decision_log)
+        self.refresher = Refresher(self.state, parts.usage, settings, clock, self.telemetry)
+        shared = (settings, clock, self.decisions, self.telemetry)
+        self.calls = Calls(self.state, *shared)
+        self.binder = Binder(self.state, parts.cluster, *shared)
+        self.loops = Loops(
+            self.state,
+            self.refresher,
+            parts.cluster,
+            parts.models,
+            self.decisions,
+            settings,
+            clock,
+            self.telemetry,
+            np.random.default_rng(),
+        )
+
+    def app(self) -> web.Application:
+        """The HTTP application."""
+        settings = self.parts.settings
+        app = web.Application(client_max_size=settings.max_body_bytes)
+        app.add_routes(
+            Verbs(self.calls, self.binder, self.state, settings, self.telemetry).routes()
+        )
+        app.add_routes(
+            Pages(
+                self.state, self.decisions, self.parts.models, self.telemetry, self.parts.clock
+            ).routes()
+        )
+        return app
+
+    async def close(self) -> None:
+        """Finish binds that are under way and close what is open."""
+        await self.binder.drain()
+        await self.parts.cluster.close()
+        if self.parts.usage is not None:
+            await self.parts.usage.close()
+        self.decisions.close()
+
+
+@asynccontextmanager
+async def listening(server: Server) -> AsyncIterator[str]:
+    """Serve HTTP in this event loop for as long as the context lasts; gives the URL.
+
+    At the end no new connections are taken, and calls under way have `drain_seconds` to finish.
+
+    Raises:
+        ArchimedesError: the address cannot be listened on.
+    """
+    settings = server.parts.settings
+    runner = web.AppRunner(
+        server.app(),
+        access_log=None,
+        keepalive_timeout=_KEEPALIVE_SECONDS,
+        shutdown_timeout=settings.drain_seconds,
+    )
+    await runner.setup()
+    try:
+        try:
+            await web.TCPSite(runner, settings.host, settings.port).start()
+        except OSError as e:
+            raise ArchimedesError(
+                f"cannot listen on {settings.host}:{settings.port}: {e.strerror}; set host or port"
+            ) from e
+        host, port = runner.addresses[0][:2]
+        yield f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    finally:
+        await runner.cleanup()
+
+
+def production_parts(settings: Settings) -> Parts:
+    """The parts of a real cluster.
+
+    Raises:
+        SettingsError: a file that the settings name cannot be used.
+    """
+    # Those who bring their own parts need none of these, and the first takes a second to import.
+    from extender.champion import ChampionSource, fallback_model
+    from extender.cluster import KubeCluster
+    from extender.credentials import Credentials
+    from extender.kube import KubeApi
+    from extender.prometheus import PrometheusSource
+    from extender.registry_client import mlflow_headers
+
+    telemetry = Telemetry()
+    api = KubeApi(Credentials(settings.kubeconfig))
+    prometheus = settings.prometheus
+    return Parts(
+        settings=settings,
+        clock=time.time,
+        cluster=KubeCluster(api, telemetry, np.random.default_rng()),
+        usage=PrometheusSource(prometheus) if prometheus.url else None,
+        models=ChampionSource(
+            settings.model.tracking_uri,
+            Path(settings.model.directory),
+            clock=time.time,
+            fallback=fallback_model(settings.policy),
+            headers=mlflow_headers(os.environ),
+        ),
+        telemetry=telemetry,
+    )
+
+
+def serve(settings: Settings) -> None:
+    """Serve a real cluster until SIGTERM or SIGINT, then drain.
+
+    Raises:
+        ArchimedesError: it cannot start; the text says why.
+    """
+    configure_logs(settings.log_level)
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    uvloop.run(_serve(Server(production_parts(settings))))
+
+
+async def _serve(server: Server) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    if server.parts.usage is None:
+        log.warning("prometheus.url is not set: there is no usage, so nothing is promised")
+    loops = asyncio.create_task(server.loops.run())
+    try:
+        async with listening(server) as url:
+            log.info("listening", url=url)
+            await stop.wait()
+            server.state.draining = True
+            log.info("draining")
+    finally:
+        loops.cancel()
+        with suppress(asyncio.CancelledError):
+            await loops
+        await server.close()
+    log.info("stopped")
+
+
+def _open_log(path: str) -> DecisionLog:
+    try:
+        return DecisionLog(Path(path) if path else None)
+    except OSError as e:
+        raise SettingsError(f"decision_log: {path} cannot be written: {e.strerror}") from e

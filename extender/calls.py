@@ -1,0 +1,201 @@
+"""Filter and prioritize: from a request's bytes to the answer's, without waiting."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import structlog
+
+from extender.ask import PodFacts, pod_facts
+from extender.decide import Verdicts, decide, explain, scores, to_wire_scores
+from extender.decision_log import Candidate, Decision, DecisionLog
+from extender.ledger import Stage
+from extender.ports import Clock
+from extender.settings import Settings
+from extender.snapshot import Reason, Snapshot
+from extender.state import State
+from extender.telemetry import Telemetry
+from extender.wire import (
+    Offer,
+    decode_args,
+    encode_filter,
+    encode_filter_error,
+    encode_prioritize,
+    offered,
+)
+from models.arrays import Ints
+from models.policy import HORIZONS
+
+log = structlog.get_logger()
+
+NOT_READY = "the extender has not listed all nodes and pods yet; try again"
+
+_RESOLVABLE = (Reason.NOT_ENOUGH, Reason.UNKNOWN_NODE)
+"""Reasons that pods' leaving, or waiting, may lift; preemption cannot make usage data fresh."""
+
+
+_NO_REFUSAL = int(Reason.RANKED_OUT)
+
+
+class Answer(NamedTuple):
+    """A reply, and the UID of the pod whose hold must go if nobody is there to read it."""
+
+    body: bytes
+    held: str
+
+
+class Calls:
+    """Answers filter and prioritize from one snapshot each."""
+
+    def __init__(
+        self,
+        state: State,
+        settings: Settings,
+        clock: Clock,
+        decisions: DecisionLog,
+        telemetry: Telemetry,
+    ) -> None:
+        self._state = state
+        self._settings = settings
+        self._clock = clock
+        self._log = decisions
+        self._telemetry = telemetry
+
+    def filter(self, body: bytes) -> Answer:
+        """Which of the offered nodes may take the pod; holds its ask on each of them.
+
+        Raises:
+            BadRequestError: the body is no filter request.
+        """
+        args = decode_args(body)
+        offer = offered(args)
+        pod = pod_facts(args.pod, self._settings.resource)
+        for name in pod.bad_annotations:
+            self._telemetry.bad_annotations.labels(name).inc()
+            log.warning("malformed annotation ignored", pod=pod.key, annotation=name)
+        if pod.problem:
+            self._count(pod, "refused")
+            return Answer(encode_filter(offer, (), {}, dict.fromkeys(offer.names, pod.problem)), "")
+        if pod.offline and not self._state.ready:
+            self._count(pod, "error")
+            return Answer(encode_filter_error(NOT_READY), "")
+        return self._decide(pod, offer)
+
+    def prioritize(self, body: bytes) -> bytes:
+        """How good a home each offered node is, as integers from 0 to 10.
+
+        Raises:
+            BadRequestError: the body is no prioritize request.
+        """
+        args = decode_args(body)
+        names = offered(args).names
+        pod = pod_facts(args.pod, self._settings.resource)
+        snapshot = self._state.snapshot(self._clock(), without=pod.uid)
+        rows = snapshot.rows(names)
+        if not _all_differ(rows, len(snapshot.promised)):
+            names = list(dict.fromkeys(names))
+            rows = snapshot.rows(names)
+        raw = scores(snapshot, rows, pod.ask, self._state.policy)
+        return encode_prioritize(names, to_wire_scores(raw))
+
+    def _decide(self, pod: PodFacts, offer: Offer) -> Answer:
+        now, policy = self._clock(), self._state.policy
+        snapshot = self._state.snapshot(now, without=pod.uid)
+        rows = snapshot.rows(offer.names)
+        limit = self._settings.candidates if pod.candidates is None else pod.candidates
+        verdicts = decide(snapshot, rows, pod.ask, policy, limit)
+        passed = _once(verdicts.passed.tolist(), offer.names)
+        failed, unresolvable = self._refusals(pod, offer.names, verdicts)
+        if not self._is_repeat(pod, held := tuple(rows[passed].tolist())):
+            rejected = _tally(failed, unresolvable)
+            self._record(pod, offer.names, passed, verdicts, snapshot, rejected)
+        if pod.offline:
+            expires = now + self._settings.hold_seconds
+            self._state.ledger.hold(
+                pod.uid, pod.key, pod.ask.millicpu, pod.ask.horizon, held, now, expires
+            )
+        return Answer(
+            encode_filter(offer, passed, failed, unresolvable), pod.uid if pod.offline else ""
+        )
+
+    def _refusals(
+        self, pod: PodFacts, names: Sequence[str], verdicts: Verdicts
+    ) -> tuple[dict[str, str], dict[str, str]]:
+        """Failure texts by node: where preemption may help, and where it cannot."""
+        failed: dict[str, str] = {}
+        unresolvable: dict[str, str] = {}
+        if not names or verdicts.reason.max() <= _NO_REFUSAL:
+            return failed, unresolvable
+        for code in np.unique(verdicts.reason[verdicts.reason > _NO_REFUSAL]).tolist():
+            reason = Reason(code)
+            text = explain(reason, pod.ask, self._state.policy)
+            where = np.flatnonzero(verdicts.reason == code).tolist()
+            texts = failed if reason in _RESOLVABLE else unresolvable
+            texts.update(dict.fromkeys([names[at] for at in where], text))
+            self._telemetry.refused_nodes.labels(reason.name.lower()).inc(len(where))
+        return failed, unresolvable
+
+    def _is_repeat(self, pod: PodFacts, held: tuple[int, ...]) -> bool:
+        """Whether the pod holds exactly these nodes already.
+
+        kube-scheduler's second extender entry offers an offline pod what the first left: the same
+        decision, which is logged once.
+        """
+        entry = self._state.ledger.get(pod.uid)
+        return entry is not None and entry.stage is Stage.HELD and entry.rows == held
+
+    def _record(
+        self,
+        pod: PodFacts,
+        names: Sequence[str],
+        passed: Sequence[int],
+        verdicts: Verdicts,
+        snapshot: Snapshot,
+        rejected: dict[str, int],
+    ) -> None:
+        self._count(pod, "placeable" if passed else "refused")
+        score, available = verdicts.score[passed].tolist(), verdicts.available[passed].tolist()
+        self._log.append(
+            Decision(
+                time=snapshot.time,
+                pod=pod.key,
+                uid=pod.uid,
+                offline=pod.offline,
+                millicpu=pod.ask.millicpu,
+                horizon_hours=HORIZONS[pod.ask.horizon],
+                snapshot=snapshot.id,
+                model_version=snapshot.model_version,
+                offered=len(names),
+                candidates=tuple(map(Candidate, [names[at] for at in passed], score, available)),
+                rejected=rejected,
+            )
+        )
+
+    def _count(self, pod: PodFacts, outcome: str) -> None:
+        self._telemetry.decisions.labels("offline" if pod.offline else "online", outcome).inc()
+
+
+def _all_differ(rows: Ints, nodes: int) -> bool:
+    """Whether the rows are those of so many different nodes, all known."""
+    offered = np.zeros(nodes + 1, np.bool_)  # the last place is for row -1, an unknown node
+    offered[rows] = True
+    return not offered[-1] and np.count_nonzero(offered) == len(rows)
+
+
+def _once(positions: list[int], names: Sequence[str]) -> list[int]:
+    """Positions with each name once, the first of it."""
+    first: dict[str, int] = {}
+    for at in positions:
+        first.setdefault(names[at], at)
+    return list(first.values())
+
+
+def _tally(*texts: dict[str, str]) -> dict[str, int]:
+    """How many nodes got each text."""
+    counts: dict[str, int] = {}
+    for by_node in texts:
+        for text in by_node.values():
+            counts[text] = counts.get(text, 0) + 1
+    return counts

@@ -1,0 +1,82 @@
+"""A cluster behind an API server: what `extender.ports.Cluster` asks for, in its requests."""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+from urllib.parse import quote
+
+import msgspec
+import numpy as np
+
+from extender.kube import KubeApi
+from extender.kube_types import Node, Pod
+from extender.ports import ClusterError, Feed
+from extender.reflector import Reflector
+from extender.telemetry import Telemetry
+
+UNFINISHED = "status.phase!=Succeeded,status.phase!=Failed"
+"""Finished pods use nothing; to this watch, a pod that finishes is deleted."""
+
+_pod = msgspec.json.Decoder(Pod)
+
+
+class KubeCluster:
+    """Nodes and pods of an API server."""
+
+    def __init__(self, api: KubeApi, telemetry: Telemetry, rng: np.random.Generator) -> None:
+        self._api = api
+        self._telemetry = telemetry
+        self._rng = rng
+
+    async def follow(self, nodes: Feed[Node], pods: Feed[Pod]) -> None:
+        """Report what exists and every change, for ever."""
+        about = (self._telemetry, self._rng)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(Reflector(self._api, Node, "/api/v1/nodes", "", nodes, *about).run())
+            group.create_task(
+                Reflector(self._api, Pod, "/api/v1/pods", UNFINISHED, pods, *about).run()
+            )
+
+    async def bind(self, namespace: str, name: str, uid: str, node: str) -> None:
+        """Bind the pod with this UID. Raises ClusterError."""
+        binding = {
+            "apiVersion": "v1",
+            "kind": "Binding",
+            "metadata": {"name": name, "namespace": namespace, "uid": uid},
+            "target": {"apiVersion": "v1", "kind": "Node", "name": node},
+        }
+        await self._api.call("POST", f"{_pod_path(namespace, name)}/binding", body=binding)
+
+    async def read_pod(self, namespace: str, name: str) -> Pod | None:
+        """The pod as it is now, None where there is none. Raises ClusterError."""
+        try:
+            return _pod.decode(await self._api.call("GET", _pod_path(namespace, name)))
+        except ClusterError as e:
+            if e.status == HTTPStatus.NOT_FOUND:
+                return None
+            raise
+        except (ValueError, RecursionError) as e:
+            raise ClusterError(0, "the API server's answer is no pod") from e
+
+    async def advertise(self, node: str, resource: str, amount: int) -> None:
+        """Write an extended resource into a node's capacity and allocatable. Raises ClusterError.
+
+        A kubelet copies the capacity to allocatable itself, a moment later; nodes without one, such
+        as kwok's, do not.
+        """
+        amounts = {resource: str(amount)}
+        await self._api.call(
+            "PATCH",
+            f"/api/v1/nodes/{quote(node, safe='')}/status",
+            body={"status": {"capacity": amounts, "allocatable": amounts}},
+            content_type="application/merge-patch+json",
+        )
+
+    async def close(self) -> None:
+        """Close connections."""
+        await self._api.close()
+
+
+def _pod_path(namespace: str, name: str) -> str:
+    return f"/api/v1/namespaces/{quote(namespace, safe='')}/pods/{quote(name, safe='')}"

@@ -1,0 +1,175 @@
+"""Filter and prioritize as pure functions over arrays.
+
+The server, the replay and the live shadow call these same functions. They see rows of a snapshot,
+an ask and a policy; never pods, HTTP or Kubernetes objects.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from extender.snapshot import Reason, Snapshot
+from models.arrays import Floats, Ints
+from models.policy import HORIZONS, Policy
+
+MAX_SCORE = 10
+
+# Plain integers: NumPy takes microseconds to look through an enum.
+_FITS, _RANKED_OUT = int(Reason.FITS), int(Reason.RANKED_OUT)
+_NOT_ENOUGH, _TOO_LARGE = int(Reason.NOT_ENOUGH), int(Reason.TOO_LARGE)
+_UNKNOWN_NODE = int(Reason.UNKNOWN_NODE)
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a pod wants: millicores for a horizon (index into HORIZONS).
+
+    An offline pod's millicpu is its ask for the reclaimed resource; an online pod's is its
+    ordinary request, used for ranking only.
+    """
+
+    millicpu: int
+    horizon: int
+    offline: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Verdicts:
+    """The outcome for each of K offered nodes, in the order in which they were offered.
+
+    reason: [K] of `Reason`; score: [K], higher is better, NaN-free; available: [K] millicores that
+    the pod could have been promised (0 for unknown nodes).
+    """
+
+    reason: Ints
+    score: Floats
+    available: Ints
+
+    @property
+    def passed(self) -> Ints:
+        """Positions of the nodes that are offered to kube-scheduler."""
+        return np.flatnonzero(self.reason == _FITS)
+
+
+def decide(snapshot: Snapshot, rows: Ints, ask: Ask, policy: Policy, candidates: int) -> Verdicts:
+    """Which of the offered nodes may take the pod, narrowed to the best ``candidates``.
+
+    An online pod is never rejected, only ranked: its CPU is kube-scheduler's own business.
+
+    Args:
+        snapshot: what is known.
+        rows: [K] rows of the offered nodes, -1 for unknown ones.
+        ask: what the pod wants.
+        policy: thresholds and weights.
+        candidates: how many nodes to return at most; 0 for all.
+    """
+    available = _available(snapshot, rows, ask)
+    if ask.offline:
+        reason = _offline_reasons(snapshot, rows, ask, available)
+    else:
+        reason = np.full(len(rows), _FITS, np.int64)
+    score = _scores(snapshot, rows, ask, policy, available)
+    return Verdicts(_narrow(reason, score, candidates), score, available)
+
+
+def scores(snapshot: Snapshot, rows: Ints, ask: Ask, policy: Policy) -> Floats:
+    """How good a home each offered node is, [K]; unknown nodes and unknown figures score 0.
+
+    Offline: the share of the node that stays reclaimable, and how narrow its forecast is.
+    Online: the share of the node that its predicted daily peak and the new pod leave free.
+    """
+    return _scores(snapshot, rows, ask, policy, _available(snapshot, rows, ask))
+
+
+def to_wire_scores(score: Floats) -> list[int]:
+    """Stretch scores over the whole 0..10 range; equal scores all become 10."""
+    if len(score) == 0:
+        return []
+    low, high = float(score.min()), float(score.max())
+    if high - low < 1e-12:
+        return [MAX_SCORE] * len(score)
+    scaled: list[int] = np.rint((score - low) / (high - low) * MAX_SCORE).astype(np.int64).tolist()
+    return scaled
+
+
+def explain(reason: Reason, ask: Ask, policy: Policy) -> str:
+    """The failure text of a reason.
+
+    kube-scheduler counts nodes by identical text, so it holds the cause and the pod's own ask,
+    never a node's figures.
+    """
+    hours = HORIZONS[ask.horizon]
+    match reason:
+        case Reason.NOT_ENOUGH:
+            return f"asks {ask.millicpu}m for {hours} h, more than is reclaimable"
+        case Reason.TOO_LARGE:
+            return f"asks {ask.millicpu}m, more than the node could give if it were empty"
+        case Reason.UNKNOWN_NODE:
+            return "node is not known to the extender yet"
+        case Reason.STALE_USAGE:
+            return f"usage data is older than {policy.max_usage_age:g} s, nothing new is promised"
+        case Reason.NO_FORECAST:
+            return "no usage forecast, nothing is promised"
+        case Reason.DISCONNECTED:
+            return "the extender has lost the API server, nothing new is promised"
+        case Reason.FITS | Reason.RANKED_OUT:
+            return ""
+
+
+def _available(snapshot: Snapshot, rows: Ints, ask: Ask) -> Ints:
+    """Millicores that the pod could be promised on each offered node, [K], never below 0."""
+    if len(snapshot.promised) == 0:
+        return np.zeros(len(rows), np.int64)
+    left = snapshot.free[:, ask.horizon].take(rows) - snapshot.promised.take(rows)
+    np.maximum(left, 0, out=left)
+    left[rows < 0] = 0
+    return left
+
+
+def _scores(snapshot: Snapshot, rows: Ints, ask: Ask, policy: Policy, available: Ints) -> Floats:
+    if len(rows) == 0 or len(snapshot.promised) == 0:
+        return np.zeros(len(rows))
+    allocatable = np.maximum(snapshot.allocatable.take(rows), 1e-9)
+    if ask.offline:
+        forecast = snapshot.forecast[:, ask.horizon].take(rows)
+        doubt = forecast - snapshot.expected[:, ask.horizon].take(rows)
+        left = (available - ask.millicpu) * (policy.slack_weight / 1000)
+        raw = policy.certainty_weight + (left - doubt * policy.certainty_weight) / allocatable
+    else:
+        peak = snapshot.forecast[:, -1].take(rows) + ask.millicpu / 1000
+        raw = policy.balance_weight * (1 - peak / allocatable)
+    unknown = ~np.isfinite(raw)
+    unknown |= rows < 0
+    raw[unknown] = 0.0
+    scored: Floats = raw
+    return scored
+
+
+def _offline_reasons(snapshot: Snapshot, rows: Ints, ask: Ask, available: Ints) -> Ints:
+    if len(snapshot.promised) == 0:
+        return np.full(len(rows), _UNKNOWN_NODE, np.int64)
+    fits = available >= ask.millicpu
+    reason = np.where(fits, _FITS, _NOT_ENOUGH)
+    # A pod that asks for nothing takes nothing, so nothing but an unknown node stands in its way.
+    if ask.millicpu > 0:
+        blocked = snapshot.blocked.take(rows)
+        if blocked.any():
+            np.copyto(reason, blocked, where=blocked != _FITS)
+        if not fits.all():
+            reason[snapshot.emptied.take(rows) < ask.millicpu] = _TOO_LARGE
+    reason[rows < 0] = _UNKNOWN_NODE
+    return reason
+
+
+def _narrow(reason: Ints, score: Floats, candidates: int) -> Ints:
+    """Mark all but the best ``candidates`` of the fitting nodes as ranked out."""
+    fits = np.flatnonzero(reason == _FITS)
+    if candidates <= 0 or len(fits) <= candidates:
+        return reason
+    best = np.argpartition(score[fits], len(fits) - candidates)[-candidates:]
+    narrowed = reason.copy()
+    narrowed[fits] = _RANKED_OUT
+    narrowed[fits[best]] = _FITS
+    return narrowed

@@ -1,0 +1,188 @@
+"""HTTP: the extender's verbs, health, metrics, and what people look at."""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import sys
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+import msgspec
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from extender.binder import Binder
+from extender.calls import Calls
+from extender.decision_log import DecisionLog
+from extender.inspection import describe_node, describe_nodes, health, observe
+from extender.ports import Clock, ModelSource
+from extender.settings import Settings
+from extender.state import State
+from extender.telemetry import Telemetry
+from extender.wire import BadRequestError, decode_binding, encode_binding
+
+_JSON = "application/json"
+_MAX_DECISIONS = 10_000
+
+T = TypeVar("T")
+
+
+class Verbs:
+    """POST /v1/filter, /v1/prioritize and /v1/bind: what kube-scheduler calls."""
+
+    def __init__(
+        self, calls: Calls, binder: Binder, state: State, settings: Settings, telemetry: Telemetry
+    ) -> None:
+        self._calls = calls
+        self._binder = binder
+        self._state = state
+        self._telemetry = telemetry
+        self._body_seconds = settings.request_seconds
+        seconds = telemetry.seconds
+        self._seconds = {verb: seconds.labels(verb) for verb in ("filter", "prioritize", "bind")}
+
+    def routes(self) -> Iterable[web.RouteDef]:
+        """The verbs' routes."""
+        return (
+            web.post("/v1/filter", self.filter),
+            web.post("/v1/prioritize", self.prioritize),
+            web.post("/v1/bind", self.bind),
+        )
+
+    async def filter(self, request: web.Request) -> web.StreamResponse:
+        """Answer a filter call; nobody there to read the answer means that nothing is held."""
+        body = await self._body(request)
+        with self._seconds["filter"].time():
+            answer = self._attempt(lambda: self._calls.filter(body))
+        if answer.held and _has_left(request):
+            self._let_go(answer.held)
+        response = _json(answer.body)
+        try:
+            await response.prepare(request)
+            await response.write_eof()
+        except (ConnectionError, asyncio.CancelledError):
+            self._let_go(answer.held)
+            raise
+        return response
+
+    async def prioritize(self, request: web.Request) -> web.StreamResponse:
+        """Answer a prioritize call."""
+        body = await self._body(request)
+        with self._seconds["prioritize"].time():
+            return _json(self._attempt(lambda: self._calls.prioritize(body)))
+
+    async def bind(self, request: web.Request) -> web.StreamResponse:
+        """Answer a bind call once it is known what became of it."""
+        body = await self._body(request)
+        args = self._attempt(lambda: decode_binding(body))
+        with self._seconds["bind"].time():
+            return _json(encode_binding(await self._binder.bind(args)))
+
+    async def _body(self, request: web.Request) -> bytes:
+        try:
+            async with asyncio.timeout(self._body_seconds):
+                return await request.read()
+        except TimeoutError as e:
+            self._telemetry.bad_requests.inc()
+            raise web.HTTPRequestTimeout(text="the request's body did not arrive in time") from e
+
+    def _attempt(self, call: Callable[[], T]) -> T:
+        try:
+            return call()
+        except BadRequestError as e:
+            self._telemetry.bad_requests.inc()
+            raise web.HTTPBadRequest(text=str(e)) from e
+
+    def _let_go(self, uid: str) -> None:
+        """Nobody reads the answer: what was held for it is free again."""
+        self._telemetry.disconnects.inc()
+        self._state.ledger.release_hold(uid)
+
+
+class Pages:
+    """Everything that is read with GET."""
+
+    def __init__(
+        self,
+        state: State,
+        decisions: DecisionLog,
+        models: ModelSource,
+        telemetry: Telemetry,
+        clock: Clock,
+    ) -> None:
+        self._state = state
+        self._decisions = decisions
+        self._models = models
+        self._telemetry = telemetry
+        self._clock = clock
+
+    def routes(self) -> Iterable[web.RouteDef]:
+        """The pages' routes."""
+        return (
+            web.get("/livez", self.live),
+            web.get("/healthz", self.live),
+            web.get("/readyz", self.ready),
+            web.get("/metrics", self.metrics),
+            web.get("/v1/nodes", self.nodes),
+            web.get("/v1/nodes/{name}", self.node),
+            web.get("/v1/decisions", self.decisions),
+        )
+
+    async def live(self, _: web.Request) -> web.StreamResponse:
+        """200 as long as the event loop turns."""
+        return web.Response(text="ok\n")
+
+    async def ready(self, request: web.Request) -> web.StreamResponse:
+        """200 once every promise is known, and until SIGTERM; with ?verbose, why."""
+        found = health(self._state, self._models.status, self._clock())
+        status = 200 if found.ready else 503
+        if "verbose" in request.query:
+            return web.Response(text=found.text, status=status)
+        return web.Response(text="ok\n" if found.ready else "not ready\n", status=status)
+
+    async def metrics(self, _: web.Request) -> web.StreamResponse:
+        """All metrics in Prometheus' text format."""
+        observe(self._state, self._telemetry, self._clock())
+        body = self._telemetry.render()
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def nodes(self, _: web.Request) -> web.StreamResponse:
+        """Each node's reclaimable, promised and free millicores by horizon."""
+        return _json(msgspec.json.encode(describe_nodes(self._state, self._clock())))
+
+    async def node(self, request: web.Request) -> web.StreamResponse:
+        """The arithmetic of one node, term by term."""
+        name = request.match_info["name"]
+        found = describe_node(self._state, name, self._clock())
+        if found is None:
+            raise web.HTTPNotFound(text=f"no node {name!r} is known\n")
+        return _json(msgspec.json.encode(found))
+
+    async def decisions(self, request: web.Request) -> web.StreamResponse:
+        """The newest decisions first, of ?pod=namespace/name or of all, at most ?limit=100."""
+        limit = request.query.get("limit", "100")
+        if not (limit.isascii() and limit.isdigit() and 0 < int(limit) <= _MAX_DECISIONS):
+            raise web.HTTPBadRequest(text=f"limit must be a number from 1 to {_MAX_DECISIONS}\n")
+        found = self._decisions.recent(request.query.get("pod", ""), int(limit))
+        return _json(msgspec.json.encode(found))
+
+
+def _json(body: bytes) -> web.Response:
+    return web.Response(body=body, content_type=_JSON)
+
+
+def _has_left(request: web.Request) -> bool:
+    """Whether the caller has closed its side of the connection already.
+
+    Only the socket knows that before the event loop has read the end of the stream.
+    """
+    transport = request.transport
+    if transport is None or transport.is_closing():
+        return True
+    if sys.platform != "linux":
+        return False
+    socket = transport.get_extra_info("socket")
+    poller = select.poll()
+    poller.register(socket.fileno(), select.POLLRDHUP)
+    return bool(poller.poll(0))

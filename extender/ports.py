@@ -1,0 +1,108 @@
+"""What the server needs from outside, as interfaces: the clock, the cluster, usage, models.
+
+`extender.app` puts the parts together; a demo or a test brings its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+
+from extender.kube_types import Node, Pod
+from models.arrays import Floats32
+from models.model import Model
+
+if TYPE_CHECKING:
+    from extender.champion import ModelStatus
+
+Clock = Callable[[], float]
+"""Seconds since the epoch."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Feed(Generic[T]):
+    """Where a cluster reports one kind of object, always from the event loop.
+
+    put: an object exists, or has changed; returns its key. remove: it is gone. retain: a list is
+    complete, and what is not among its keys is gone. heard: the connection is alive.
+    """
+
+    put: Callable[[T], str]
+    remove: Callable[[T], None]
+    retain: Callable[[Collection[str]], None]
+    heard: Callable[[], None]
+
+
+class ClusterError(Exception):
+    """The API server refused (``status`` is its HTTP status) or did not answer (0).
+
+    retry_after: seconds for which it wants to be left alone.
+    """
+
+    def __init__(self, status: int, text: str, retry_after: float = 0.0) -> None:
+        super().__init__(text)
+        self.status = status
+        self.retry_after = retry_after
+
+
+class Cluster(Protocol):
+    """Nodes and pods: an API server, or a simulation."""
+
+    async def follow(self, nodes: Feed[Node], pods: Feed[Pod]) -> None:
+        """Report what exists and every change, for ever; recovers from failures by itself."""
+
+    async def bind(self, namespace: str, name: str, uid: str, node: str) -> None:
+        """Bind the pod with this UID. Raises ClusterError."""
+
+    async def read_pod(self, namespace: str, name: str) -> Pod | None:
+        """The pod as it is now, None where there is none. Raises ClusterError."""
+
+    async def advertise(self, node: str, resource: str, amount: int) -> None:
+        """Write an extended resource into a node's status. Raises ClusterError."""
+
+    async def close(self) -> None:
+        """Close connections."""
+
+
+class UsageError(Exception):
+    """Usage could not be read; the text says why. What is known stays, and grows older."""
+
+
+@dataclass(frozen=True, slots=True)
+class UsageBlock:
+    """Usage of K pods in W consecutive windows.
+
+    start: of the first window, seconds since the epoch, a multiple of 300.
+    pods: ``namespace/name``, each once. cpu: [K, W] cores, NaN where not observed.
+    """
+
+    start: int
+    pods: Sequence[str]
+    cpu: Floats32
+
+
+class UsageSource(Protocol):
+    """Where usage comes from: Prometheus, or a trace."""
+
+    async def read(self, start: int, windows: int) -> UsageBlock:
+        """The windows from ``start`` on, of all pods of the cluster. Raises UsageError."""
+
+    async def close(self) -> None:
+        """Close connections."""
+
+
+class ModelSource(Protocol):
+    """Where the champion comes from."""
+
+    @property
+    def status(self) -> ModelStatus:
+        """What serves, and why it is not the champion."""
+
+    async def initial(self) -> tuple[Model | None, ModelStatus]:
+        """The model to start with, None where nothing can serve."""
+
+    async def poll(self) -> Model | None:
+        """A model that shall replace the one that serves, or None."""

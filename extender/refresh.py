@@ -1,0 +1,104 @@
+"""From usage to forecasts in service: reads new windows, forecasts in a thread, swaps models."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import numpy as np
+import structlog
+
+from extender.ask import PodFacts
+from extender.outlook import Champion, Outlook, unknown
+from extender.ports import Clock, UsageError, UsageSource
+from extender.settings import Settings
+from extender.state import NO_MODEL, State
+from extender.telemetry import Telemetry
+from extender.usage import UsageReader, UsageStore
+from models.arrays import Floats
+from models.model import Model
+
+log = structlog.get_logger()
+
+
+class Refresher:
+    """Keeps the state's forecasts fresh and made by the champion."""
+
+    def __init__(
+        self,
+        state: State,
+        source: UsageSource | None,
+        settings: Settings,
+        clock: Clock,
+        telemetry: Telemetry,
+    ) -> None:
+        self._state = state
+        self._store = UsageStore()
+        self._reader = UsageReader(source, self._store, settings)
+        self._fallback = settings.policy
+        self._clock = clock
+        self._telemetry = telemetry
+        self._champion: Champion | None = None
+        self._in_force: tuple[dict[str, int], Floats, int] = ({}, np.zeros(0), 0)
+        self._lock = asyncio.Lock()
+
+    async def install(self, model: Model | None, source: str) -> None:
+        """Put a model into service; until its first forecast is made, the old one serves.
+
+        Args:
+            model: what shall serve; None for nothing, then nothing is promised.
+            source: where it came from, for the metrics.
+        """
+        async with self._lock:
+            champion = None if model is None else Champion(model, self._state.counts["pods"])
+            await self._forecast(champion)
+            self._champion = champion
+            self._telemetry.serving(model, source)
+            log.info("model serves", version=self._state.model_version)
+
+    async def refresh(self) -> None:
+        """Read new usage and forecast again. Where usage cannot be read, what is known stays."""
+        began = asyncio.get_running_loop().time()
+        async with self._lock:
+            pods = await asyncio.to_thread(_online, self._state.capture().pods)
+            try:
+                await self._reader.catch_up(self._clock(), pods)
+            except UsageError as e:
+                self._telemetry.usage_errors.inc()
+                log.warning("usage cannot be read", error=str(e), newest=self._store.time)
+            await self._forecast(self._champion)
+        self._telemetry.usage_end.set(max(self._store.fresh, 0))
+        self._telemetry.refresh_seconds.set(asyncio.get_running_loop().time() - began)
+
+    async def _forecast(self, champion: Champion | None) -> None:
+        capture = self._state.capture()
+        if champion is None:
+            outlook, version, policy = unknown(len(capture.nodes)), NO_MODEL, self._fallback
+        else:
+            version, policy = champion.model.version, champion.model.policy
+            outlook = unknown(len(capture.nodes))
+            if self._store.time:
+                outlook = await asyncio.to_thread(champion.outlook, capture, self._store)
+        self._compare(capture.nodes, outlook)
+        self._state.serve(capture, outlook.forecast, outlook.newest, version, policy)
+
+    def _compare(self, nodes: Sequence[str], outlook: Outlook) -> None:
+        """Count in how many nodes the newest window was above the forecast then in force."""
+        rows, forecast, time = self._in_force
+        if self._store.time > time:
+            pairs = [(rows[node], at) for at, node in enumerate(nodes) if node in rows]
+            before, now = np.array(pairs, np.int64).reshape(-1, 2).T
+            truth, promised = outlook.usage[now], forecast[before]
+            known = np.isfinite(truth) & np.isfinite(promised)
+            self._telemetry.node_windows.inc(int(known.sum()))
+            self._telemetry.violations.inc(int((truth[known] > promised[known]).sum()))
+        self._in_force = (
+            {node: at for at, node in enumerate(nodes)},
+            outlook.forecast.forecast[:, 0],
+            self._store.time,
+        )
+
+
+def _online(pods: Sequence[PodFacts]) -> frozenset[str]:
+    """The pods whose usage is forecast."""
+    return frozenset(pod.key for pod in pods if not pod.offline)

@@ -1,0 +1,269 @@
+"""Settings of the extender: a YAML file, checked before anything starts."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import ipaddress
+import re
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+import yaml
+from msgspec import Meta
+
+from models.errors import SettingsError
+from models.policy import Policy
+
+_LABEL = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
+_RESOURCE = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?/[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?")
+
+
+class PrometheusSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the pods' CPU usage comes from."""
+
+    url: str = ""
+    """Address of the Prometheus-compatible server, such as http://prometheus.monitoring:9090.
+    Empty: there is no usage, so nothing is ever promised."""
+
+    cluster_label: dict[str, str] = {}
+    """Label matchers, name to value, that select this cluster's series, such as {cluster: blue}.
+    Needed where one server holds several clusters: their pods may have the same names."""
+
+    query: str = ""
+    """PromQL whose result is one series of cores for each pod, with labels namespace and pod.
+    Empty: the rate of container_cpu_usage_seconds_total; cluster_label is then added to it."""
+
+    history_days: Annotated[int, Meta(ge=1, le=7)] = 7
+    """Days of usage that are read at the start. Forecasters look back a week at most; fewer days
+    start faster and know less of the weekly rhythm."""
+
+    delay_seconds: Annotated[float, Meta(ge=0, le=300)] = 30.0
+    """Seconds after its end at which a window is asked for: scrapes and remote writes arrive late.
+    Lower is fresher, at the risk of incomplete windows (these are read again with the next)."""
+
+    timeout_seconds: Annotated[float, Meta(gt=0, le=600)] = 60.0
+    """Seconds that one query may take. Queries run in the background, so nothing waits for them."""
+
+    token_file: str = ""
+    """File with a bearer token, read again for each query. Empty: none is sent."""
+
+    ca_file: str = ""
+    """File with the certificates of the server's authority. Empty: the system's."""
+
+
+class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the champion comes from."""
+
+    directory: str = "models-cache"
+    """Folder for local copies of model versions: what serves after a restart without MLflow."""
+
+    tracking_uri: str = ""
+    """MLflow's address, such as http://mlflow.mlops:5000 or sqlite:///archimedes.db.
+    Empty: only the local copies are served."""
+
+    poll_seconds: Annotated[float, Meta(ge=1, le=86_400)] = 60.0
+    """Seconds between looks at the champion alias: how late a promotion or rollback may arrive.
+    A look is one small HTTP request."""
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an operator chooses; each default says its unit and why."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. kube-scheduler runs beside the extender, so loopback is enough."""
+
+    port: Annotated[int, Meta(ge=0, le=65_535)] = 8080
+    """Port to listen on; 0 takes a free one, which the log names."""
+
+    insecure_listen: bool = False
+    """Allow plain HTTP on an address that others can reach. Whoever reaches the port can bind
+    pods, so do this only behind a network policy or a TLS proxy."""
+
+    kubeconfig: str = ""
+    """Path of a kubeconfig file. Empty: the service account inside a pod, else $KUBECONFIG or
+    ~/.kube/config."""
+
+    resource: str = "archimedes.dev/reclaimed-millicpu"
+    """Name of the reclaimed resource, one unit = one millicore. Offline pods ask for it; the same
+    name stands in kube-scheduler's managedResources."""
+
+    candidates: Annotated[int, Meta(ge=0, le=10_000)] = 32
+    """How many nodes filter returns at most, the best ones; 0 for all that fit. 32 makes a cycle
+    of kube-scheduler cheaper than without an extender and leaves its own scores a choice."""
+
+    hold_seconds: Annotated[float, Meta(gt=0, le=600)] = 15.0
+    """Seconds for which a pod's ask stays charged on the offered nodes until bind names one.
+    Binding follows within milliseconds; higher blocks CPU longer for pods that are never bound."""
+
+    bind_seconds: Annotated[float, Meta(gt=0, le=60)] = 4.0
+    """Seconds that the API server has to answer a bind; below kube-scheduler's httpTimeout (5 s),
+    so that it hears the reason."""
+
+    request_seconds: Annotated[float, Meta(gt=0, le=60)] = 4.0
+    """Seconds in which a request's body must have arrived; below kube-scheduler's httpTimeout."""
+
+    max_body_bytes: Annotated[int, Meta(ge=2**21, le=2**30)] = 2**25
+    """Largest request in bytes. 32 MiB hold 10,000 names a hundred times over, and the whole Node
+    objects of 2,000 nodes where nodeCacheCapable is false."""
+
+    watch_max_age: Annotated[float, Meta(ge=10, le=3600)] = 150.0
+    """Seconds of silence of the API server's watches after which nothing new is promised.
+    Bookmarks come about once a minute; higher rides out longer outages on older knowledge."""
+
+    advertise: bool = True
+    """Whether nodes' status advertises the resource, so that kube-scheduler and kubelet enforce
+    the ceiling too. Needs the right to patch nodes/status."""
+
+    advertise_share: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    """Share of a node's allocatable CPU that is advertised, and promised at most. Fixed: lowering
+    it later makes kubelets reject pods that were rightly placed."""
+
+    refresh_seconds: Annotated[float, Meta(ge=1, le=3600)] = 300.0
+    """Seconds between refreshes of usage and forecasts: one usage window. Lower only helps to see
+    new pods' usage sooner, as windows do not get shorter."""
+
+    drain_seconds: Annotated[float, Meta(ge=0, le=300)] = 10.0
+    """Seconds that calls under way may take after SIGTERM; more than bind_seconds."""
+
+    decision_log: str = ""
+    """File for one JSON line per decision, rotated at 64 MiB with one predecessor. Empty: the last
+    10,000 decisions are kept in memory only."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severity that is logged, as JSON lines on stderr."""
+
+    policy: Policy = Policy()
+    """The policy where no model serves; a model version brings its own."""
+
+    prometheus: PrometheusSettings = PrometheusSettings()
+    """Where usage comes from."""
+
+    model: ModelSettings = ModelSettings()
+    """Where the champion comes from."""
+
+
+def load_settings(path: Path | None) -> Settings:
+    """Read a settings file; the defaults where there is none.
+
+    Raises:
+        SettingsError: the file cannot be read, or a setting is unknown, ill-typed or out of range.
+    """
+    if path is None:
+        return Settings()
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as e:
+        raise SettingsError(f"settings file {path} cannot be read: {e}") from e
+    except yaml.YAMLError as e:
+        raise SettingsError(f"settings file {path} is not YAML: {' '.join(str(e).split())}") from e
+    try:
+        return parse_settings({} if content is None else content)
+    except SettingsError as e:
+        raise SettingsError(f"settings file {path}: {e}") from e
+
+
+def parse_settings(content: object) -> Settings:
+    """Settings from what a YAML file holds.
+
+    Raises:
+        SettingsError: a setting is unknown, ill-typed or out of range.
+    """
+    try:
+        settings = msgspec.convert(content, Settings)
+    except msgspec.ValidationError as e:
+        raise SettingsError(_sentence(str(e))) from e
+    for problem in _problems(settings):
+        raise SettingsError(problem)
+    return settings
+
+
+def describe() -> str:
+    """All settings with their defaults as a commented YAML file."""
+    return "\n".join(_yaml(Settings(), "")) + "\n"
+
+
+def documented(kind: type[msgspec.Struct]) -> dict[str, str]:
+    """Each field of a settings struct with the text that stands under it in the source."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
+    assert isinstance(body, ast.ClassDef)  # noqa: S101 - inspect found a class
+    found: dict[str, str] = {}
+    for field, text in zip(body.body, body.body[1:], strict=False):
+        match field, text:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(
+                value=ast.Constant(value=str(doc))
+            ):
+                found[name] = " ".join(doc.split())
+    return found
+
+
+def _sentence(problem: str) -> str:
+    """Msgspec's text in the words of a settings file: ``$.prometheus.url`` is prometheus.url."""
+    text, _, path = problem.partition(" - at `$")
+    where = path.strip("`").removeprefix(".").removesuffix("[...]")
+    if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", text):
+        return f"there is no setting {'.'.join(filter(None, (where, unknown[1])))}"
+    text = text.replace("`", "").replace("object", "a mapping", 1)
+    return f"{where or 'the file'}: {text[:1].lower()}{text[1:]}"
+
+
+def _problems(settings: Settings) -> Iterator[str]:
+    if not settings.insecure_listen and not _is_loopback(settings.host):
+        yield (
+            f"host: {settings.host} can be reached by others, and plain HTTP lets them bind pods; "
+            "listen on 127.0.0.1, or set insecure_listen: true"
+        )
+    if not _RESOURCE.fullmatch(settings.resource) or "kubernetes.io/" in settings.resource:
+        yield (
+            f"resource: {settings.resource!r} is no extended resource: it needs a domain of your "
+            "own and a /, such as archimedes.dev/reclaimed-millicpu"
+        )
+    if settings.drain_seconds < settings.bind_seconds:
+        yield "drain_seconds: must not be less than bind_seconds, or a bind could be cut off"
+    yield from _prometheus_problems(settings.prometheus)
+
+
+def _prometheus_problems(prometheus: PrometheusSettings) -> Iterator[str]:
+    parts = urlsplit(prometheus.url)
+    if prometheus.url and (parts.scheme not in ("http", "https") or not parts.hostname):
+        yield f"prometheus.url: {prometheus.url!r} is no http:// or https:// address"
+    for label in prometheus.cluster_label:
+        if not _LABEL.fullmatch(label):
+            yield f"prometheus.cluster_label: {label!r} is not a label name"
+    if prometheus.query and prometheus.cluster_label:
+        yield "prometheus.query: put the cluster's label into the query and leave cluster_label out"
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _yaml(value: msgspec.Struct, indent: str) -> Iterator[str]:
+    for name, text in documented(type(value)).items():
+        for line in textwrap.wrap(text, 96 - len(indent)):
+            yield f"{indent}# {line}"
+        default = getattr(value, name)
+        if isinstance(default, msgspec.Struct):
+            yield f"{indent}{name}:"
+            yield from _yaml(default, indent + "  ")
+        else:
+            yield f"{indent}{name}: {_scalar(default)}"
+
+
+def _scalar(value: object) -> str:
+    if isinstance(value, str):
+        return value if _plain(value) else f'"{value}"'
+    return yaml.safe_dump(value, default_flow_style=True).removesuffix("\n...\n").strip()
+
+
+def _plain(text: str) -> bool:
+    return bool(text) and yaml.safe_load(text) == text

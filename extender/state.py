@@ -1,0 +1,257 @@
+"""Everything that changes: nodes, pods, promises, forecasts. One request sees one snapshot of it.
+
+All methods are called from the event loop and never wait, so each is atomic to the others. What is
+handed out (snapshots, captures) is never changed again: arrays are replaced, not written to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from extender.ask import PodFacts, pod_facts
+from extender.kube_types import Node, Pod
+from extender.ledger import Ledger
+from extender.nodes import NodeTable, node_facts
+from extender.ports import Clock, Feed
+from extender.settings import Settings
+from extender.snapshot import Snapshot
+from models.arrays import Floats
+from models.policy import Policy
+from models.rolling import Forecast
+
+NO_MODEL = "none"
+"""The model version where none serves: online pods count with their requests, nothing is given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """What a refresh forecasts for, taken in one moment.
+
+    nodes: N names; allocatable: [N] cores; pods: those bound to a node and not finished;
+    recent: UID -> millicores requested that were added to forecasts since the last capture.
+    """
+
+    nodes: tuple[str, ...]
+    allocatable: Floats
+    pods: tuple[PodFacts, ...]
+    recent: Mapping[str, int]
+
+
+class State:
+    """The mutable heart of the server; see the module's text for the rules."""
+
+    def __init__(self, settings: Settings, clock: Clock) -> None:
+        self.ledger = Ledger()
+        self.policy = settings.policy
+        self.model_version = NO_MODEL
+        self.draining = False
+        self.synced = asyncio.Event()
+        self._settings = settings
+        self._clock = clock
+        self._nodes = NodeTable(settings.advertise_share)
+        self._pods: dict[str, PodFacts] = {}
+        self._pods_on: dict[str, dict[str, PodFacts]] = {}
+        self._recent: dict[str, tuple[str, int]] = {}
+        self._heard = {"nodes": -np.inf, "pods": -np.inf}
+        self._unlisted = {"nodes", "pods"}
+
+    # What the cluster reports
+
+    def node_feed(self) -> Feed[Node]:
+        """Where a cluster reports nodes."""
+        return Feed(
+            self._put_node, self._remove_node, self._retain_nodes, lambda: self._hear("nodes")
+        )
+
+    def pod_feed(self) -> Feed[Pod]:
+        """Where a cluster reports pods."""
+        return Feed(self._put_pod, self._remove_pod, self._retain_pods, lambda: self._hear("pods"))
+
+    @property
+    def ready(self) -> bool:
+        """Whether nodes and pods have been listed, so that the ledger knows every promise."""
+        return self.synced.is_set()
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """How many nodes, pods and ledger entries there are."""
+        return {"nodes": len(self._nodes), "pods": len(self._pods), "entries": len(self.ledger)}
+
+    def silence(self, now: float) -> float:
+        """Seconds since the API server was last heard, on the quieter of both watches."""
+        return float(now - min(self._heard.values()))
+
+    def pod(self, uid: str) -> PodFacts | None:
+        """A pod by its UID, or None where no watch event has shown it."""
+        return self._pods.get(uid)
+
+    def unadvertised(self) -> dict[str, int]:
+        """Nodes whose status does not advertise their ceiling, with that ceiling."""
+        return self._nodes.unadvertised() if self._settings.advertise else {}
+
+    # What the refresh computes
+
+    def capture(self) -> Capture:
+        """What to forecast for."""
+        names, allocatable = self._nodes.listed()
+        return Capture(
+            names,
+            allocatable,
+            tuple(pod for pod in self._pods.values() if pod.node),
+            {uid: millicpu for uid, (_, millicpu) in self._recent.items()},
+        )
+
+    def serve(
+        self,
+        capture: Capture,
+        forecast: Forecast,
+        newest: Floats,
+        model_version: str,
+        policy: Policy,
+    ) -> None:
+        """Put a forecast into service, with the model that made it.
+
+        Args:
+            capture: what was forecast for. Nodes that are gone since are left out; pods that came
+                since stay added with their requests.
+            forecast: of the capture's nodes.
+            newest: [N] seconds since the epoch at which the newest usage window ended.
+            model_version, policy: of the model.
+        """
+        self.model_version, self.policy = model_version, policy
+        for uid, known in capture.recent.items():
+            node, millicpu = self._recent.pop(uid, ("", 0))
+            if millicpu > known:
+                self._recent[uid] = (node, millicpu - known)
+        added: dict[str, int] = {}
+        for node, millicpu in self._recent.values():
+            added[node] = added.get(node, 0) + millicpu
+        self._nodes.serve(capture.nodes, forecast, newest, added)
+
+    # What requests see
+    def snapshot(self, now: float, without: str = "") -> Snapshot:
+        """What is known, without the charge of the pod that is being decided."""
+        lost = self.silence(now) > self._settings.watch_max_age
+        view = self._nodes.view(self.policy, now, lost)
+        promised = self.ledger.charged(len(view.free), without)
+        promised.flags.writeable = False
+        return Snapshot(
+            id=view.id,
+            time=now,
+            index=view.index,
+            allocatable=view.allocatable,
+            forecast=view.forecast,
+            expected=view.expected,
+            free=view.free,
+            emptied=view.emptied,
+            promised=promised,
+            blocked=view.blocked,
+            usage_age=view.usage_age,
+            model_version=self.model_version,
+        )
+
+    # Nodes
+
+    def _retain_nodes(self, listed: Collection[str]) -> None:
+        for name in set(self._nodes.listed()[0]).difference(listed):
+            self._drop_node(name)
+        self._listed("nodes")
+
+    def _put_node(self, node: Node) -> str:
+        facts = node_facts(node, self._settings.resource)
+        row = self._nodes.put(facts)
+        if row is not None:
+            for pod in self._pods_on.get(facts.name, {}).values():
+                self._charge(pod, row, None)
+        self._hear("nodes")
+        return facts.name
+
+    def _remove_node(self, node: Node) -> None:
+        self._drop_node(node_facts(node, self._settings.resource).name)
+        self._hear("nodes")
+
+    def _drop_node(self, name: str) -> None:
+        row = self._nodes.remove(name)
+        if row is not None:
+            self.ledger.drop_row(row)
+            for uid in [uid for uid, (node, _) in self._recent.items() if node == name]:
+                del self._recent[uid]
+
+    # Pods
+
+    def _retain_pods(self, listed: Collection[str]) -> None:
+        for uid in self._pods.keys() - set(listed):
+            self._drop_pod(uid)
+        self._listed("pods")
+
+    def _put_pod(self, pod: Pod) -> str:
+        new = pod_facts(pod, self._settings.resource)
+        old = self._pods.get(new.uid)
+        self._hear("pods")
+        if old is not None and new.version < old.version:
+            return new.uid
+        if new.finished:
+            self._drop_pod(new.uid)
+            return new.uid
+        if old is not None and old.node and old.node != new.node:
+            self._drop_pod(new.uid)
+            old = None
+        self._pods[new.uid] = new
+        if new.node:
+            self._pods_on.setdefault(new.node, {})[new.uid] = new
+            row = self._nodes.row(new.node)
+            if row is not None:
+                self._charge(new, row, old if old is not None and old.node else None)
+        return new.uid
+
+    def _remove_pod(self, pod: Pod) -> None:
+        self._drop_pod(pod_facts(pod, self._settings.resource).uid)
+        self._hear("pods")
+
+    def _charge(self, pod: PodFacts, row: int, before: PodFacts | None) -> None:
+        """Count a bound pod on its node: its promise exactly, its request until measured.
+
+        Until the next refresh the node's forecast rises by what the pod requests, or by what it
+        requests more than ``before``; it never falls.
+        """
+        if pod.offline:
+            ask = pod.ask
+            self.ledger.confirm(pod.uid, pod.key, ask.millicpu, ask.horizon, row, self._clock())
+        millicpu = round(pod.request * 1000)
+        more = millicpu - (round(before.request * 1000) if before is not None else 0)
+        added = max(more, 0)
+        if added:
+            already = self._recent.get(pod.uid, ("", 0))[1]
+            self._recent[pod.uid] = (pod.node, already + added)
+        if more:
+            self._nodes.request(row, more, added)
+
+    def _drop_pod(self, uid: str) -> None:
+        """Forget a pod that is gone or finished, and give back its promise.
+
+        What it added to its node's forecast stays until the next refresh.
+        """
+        self.ledger.release(uid)
+        pod = self._pods.pop(uid, None)
+        if pod is None or not pod.node:
+            return
+        on_node = self._pods_on[pod.node]
+        del on_node[uid]
+        if not on_node:
+            del self._pods_on[pod.node]
+        row = self._nodes.row(pod.node)
+        if row is not None and pod.request:
+            self._nodes.request(row, -round(pod.request * 1000), 0)
+
+    def _listed(self, kind: str) -> None:
+        self._hear(kind)
+        self._unlisted.discard(kind)
+        if not self._unlisted:
+            self.synced.set()
+
+    def _hear(self, kind: str) -> None:
+        self._heard[kind] = self._clock()

@@ -1,0 +1,203 @@
+"""A week of the pods' usage in memory: what the forecasts are made from."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Collection, Iterator, Sequence
+
+import numpy as np
+
+from extender.ports import UsageBlock, UsageError, UsageSource
+from extender.settings import Settings
+from models.arrays import Bools, Floats, Floats32, Ints
+from models.grid import DAY, WEEK, WINDOW
+
+_BLOCK = 1024
+"""Rows that are allocated at a time: 8 MB."""
+
+_GRACE = 3600 // WINDOW
+"""Windows for which a pod's row outlives it: a StatefulSet's pod comes back under its name."""
+
+_SAMPLES_PER_QUERY = 2_000_000
+"""Samples that one query may return: about 60 MB of JSON, and few enough for a server's limits."""
+
+_READ_AGAIN = 2
+"""Windows before the newest that are asked for again, for samples that arrived late."""
+
+
+class UsageStore:
+    """Usage of pods by ``namespace/name`` in the last week; older windows are overwritten.
+
+    Column ``w % WEEK`` holds the window number ``w`` (its start divided by 300). Not thread-safe:
+    its one user works on it from one thread at a time.
+    """
+
+    def __init__(self) -> None:
+        self._blocks: list[Floats32] = []
+        self._row: dict[str, int] = {}
+        self._vacant: list[int] = []
+        self._last = np.zeros(0, np.int64)  # newest observed window number by row, -1 for none
+        self._seen = np.zeros(0, np.int64)  # newest window number in which the pod existed, by row
+        self._stop = 0  # one more than the newest window number that was read
+        self._fresh = -1  # newest window number in which any pod of the cluster was observed
+
+    def __len__(self) -> int:
+        return len(self._row)
+
+    @property
+    def time(self) -> int:
+        """Seconds since the epoch up to which windows were read; 0 before the first."""
+        return self._stop * WINDOW
+
+    @property
+    def fresh(self) -> float:
+        """Seconds since the epoch at which the newest window with any sample ended, or -inf."""
+        return (self._fresh + 1) * WINDOW if self._fresh >= 0 else -np.inf
+
+    def write(self, block: UsageBlock, pods: Collection[str]) -> None:
+        """Take over the usage of those pods that are wanted; what is no usage becomes a gap.
+
+        Windows may be read again: what was observed then counts, a gap erases nothing. Windows
+        older than a week are left out.
+
+        Args:
+            block: what was read.
+            pods: the pods whose usage matters, ``namespace/name``.
+        """
+        first, windows = block.start // WINDOW, block.cpu.shape[1]
+        self._advance(first + windows)
+        oldest = max(self._stop - WEEK - first, 0)
+        numbers = np.arange(first + oldest, first + windows)
+        if len(numbers) == 0:
+            return
+        cpu = block.cpu[:, oldest:]
+        observed: Bools = np.isfinite(cpu) & (cpu >= 0)
+        any_window = np.count_nonzero(observed, axis=0) > 0
+        any_pod = np.count_nonzero(observed, axis=1) > 0
+        if any_window.any():
+            self._fresh = max(self._fresh, int(numbers[any_window].max()))
+        wanted = [at for at, name in enumerate(block.pods) if any_pod[at] and name in pods]
+        rows = np.array([self._row_of(block.pods[at]) for at in wanted], np.int64)
+        cpu, observed = cpu[wanted], observed[wanted]
+        newest = numbers[-1] - np.argmax(observed[:, ::-1], axis=1)
+        self._last[rows] = np.maximum(self._last[rows], newest)
+        for stored, own in self._by_block(rows):
+            cells = np.ix_(rows[own] % _BLOCK, numbers % WEEK)
+            stored[cells] = np.where(observed[own], cpu[own], stored[cells])
+
+    def forget(self, pods: Collection[str]) -> None:
+        """Let go of pods that are not among those that exist, an hour after they were last seen."""
+        gone = []
+        for name, row in self._row.items():
+            if name in pods:
+                self._seen[row] = self._stop
+            elif self._stop - self._seen[row] > _GRACE:
+                gone.append(name)
+        for name in gone:
+            row = self._row.pop(name)
+            self._blocks[row // _BLOCK][row % _BLOCK] = np.nan
+            self._vacant.append(row)
+
+    def take(self, pods: Sequence[str]) -> Floats32:
+        """Usage of pods in cores, [P, WEEK], oldest window first, NaN where not observed."""
+        taken = np.full((len(pods), WEEK), np.nan, np.float32)
+        rows = self._rows_of(pods)
+        turn = self._stop % WEEK
+        for stored, own in self._by_block(rows):
+            found = stored[rows[own] % _BLOCK]
+            taken[own, : WEEK - turn] = found[:, turn:]
+            taken[own, WEEK - turn :] = found[:, :turn]
+        return taken
+
+    def newest(self, pods: Sequence[str]) -> Floats:
+        """Seconds since the epoch at which each pod's newest observed window ended, -inf for none.
+
+        Shape [P].
+        """
+        rows = self._rows_of(pods)
+        last = np.where(rows >= 0, np.append(self._last, -1)[rows], -1)
+        return np.where(last >= 0, (last + 1.0) * WINDOW, -np.inf)
+
+    def _by_block(self, rows: Ints) -> Iterator[tuple[Floats32, Ints]]:
+        """Each block that holds some of the rows, with their positions; row -1 is in none."""
+        blocks = rows // _BLOCK
+        for at in np.unique(blocks[rows >= 0]):
+            yield self._blocks[at], np.flatnonzero(blocks == at)
+
+    def _rows_of(self, pods: Sequence[str]) -> Ints:
+        return np.array([self._row.get(name, -1) for name in pods], np.int64)
+
+    def _advance(self, stop: int) -> None:
+        """Make room for windows before number ``stop``: their columns held the week before."""
+        if stop <= self._stop:
+            return
+        fresh = np.arange(max(self._stop, stop - WEEK), stop) % WEEK
+        for block in self._blocks:
+            block[:, fresh] = np.nan
+        self._stop = stop
+
+    def _row_of(self, name: str) -> int:
+        row = self._row.get(name)
+        if row is None:
+            if not self._vacant:
+                self._add_block()
+            row = self._row[name] = self._vacant.pop()
+            self._last[row], self._seen[row] = -1, self._stop
+        return row
+
+    def _add_block(self) -> None:
+        start = len(self._last)
+        self._blocks.append(np.full((_BLOCK, WEEK), np.nan, np.float32))
+        self._last = np.append(self._last, np.full(_BLOCK, -1))
+        self._seen = np.append(self._seen, np.zeros(_BLOCK, np.int64))
+        self._vacant = list(range(start + _BLOCK - 1, start - 1, -1))
+
+
+class UsageReader:
+    """Keeps a store up to date: first the past, newest part first, then each new window."""
+
+    def __init__(self, source: UsageSource | None, store: UsageStore, settings: Settings) -> None:
+        self._source = source
+        self._store = store
+        self._windows = min(settings.prometheus.history_days * DAY, WEEK)
+        self._delay = settings.prometheus.delay_seconds
+        self._missing: deque[tuple[int, int]] = deque()
+
+    async def catch_up(self, now: float, pods: frozenset[str]) -> None:
+        """Read every complete window that is not known yet.
+
+        Args:
+            now: seconds since the epoch.
+            pods: whose usage matters, ``namespace/name``.
+
+        Raises:
+            UsageError: a query failed. What it asked for is asked for again in the next call, after
+                the newest windows, so that one bad stretch of the past holds up nothing else.
+        """
+        if self._source is None:
+            return
+        self._plan(int((now - self._delay) // WINDOW), max(len(pods), 1))
+        while self._missing:
+            first, windows = self._missing.popleft()
+            try:
+                block = await self._source.read(first * WINDOW, windows)
+            except UsageError:
+                self._missing.append((first, windows))
+                raise
+            await asyncio.to_thread(self._store.write, block, pods)
+        await asyncio.to_thread(self._store.forget, pods)
+
+    def _plan(self, stop: int, pods: int) -> None:
+        """Add what lies between the store's newest window and ``stop`` to what is missing."""
+        oldest = stop - self._windows
+        known = self._store.time // WINDOW
+        if known == 0:
+            self._missing.clear()
+        self._missing = deque(span for span in self._missing if sum(span) > oldest)
+        if stop <= known:
+            return
+        first = max(known - _READ_AGAIN, oldest)
+        size = max(min(_SAMPLES_PER_QUERY // pods, DAY), 1)
+        spans = [(at, min(size, stop - at)) for at in range(first, stop, size)]
+        self._missing.extendleft(spans)  # reverses them: the newest comes first

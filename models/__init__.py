@@ -1,0 +1,1 @@
+"""What a forecast is: trace, features, forecasters, calibration, reclaim arithmetic, registry."""

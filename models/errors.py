@@ -1,0 +1,24 @@
+"""Every error that a user can act on."""
+
+
+class ArchimedesError(Exception):
+    """A problem of the user's input or surroundings, in one sentence: what, where, what to do.
+
+    The command line prints the sentence without a traceback and exits with 2.
+    """
+
+
+class TraceError(ArchimedesError):
+    """A trace that cannot be read: names the file, and column and row where there is one."""
+
+
+class ArtifactError(ArchimedesError):
+    """A model folder that is missing parts, was changed, or would serve nonsense."""
+
+
+class RegistryError(ArchimedesError):
+    """The registry cannot be reached, or has no such model, version or alias."""
+
+
+class SettingsError(ArchimedesError):
+    """A setting that is unknown, of the wrong type, or out of range."""

@@ -1,0 +1,102 @@
+"""What is known at one moment about nodes and their online pods: the input of every forecaster."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import sparse
+
+from models.arrays import Bools, Floats, Floats32, Ints
+from models.grid import WEEK, WINDOW, UsageGrid
+
+MIN_SAMPLES = 24
+"""A pod with fewer observed windows (2 h) counts with its request everywhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """The past of P pods on N nodes, as known at ``time``.
+
+    A pod may be listed on several nodes (the random machines of an evaluation share pods), so
+    membership is a list of M edges: pod ``pod[e]`` is on node ``node[e]``.
+
+    Fields, with shapes and units:
+        time: seconds since the epoch; the last column is the window [time - 300, time).
+        usage: [P, W] cores, oldest window first, NaN where not observed.
+        request: [P] cores.
+        pod, node: [M] indices.
+        limit: [N] cores that the node's online pods can use at most: the sum of requests on the
+            random machines of an evaluation, allocatable CPU in a cluster.
+        seasoned: [P] whether the pod has MIN_SAMPLES observed windows.
+        aggregate: [N, W] cores, summed over the node's seasoned pods and aligned by recency. NaN
+            where a pod that had started was not observed; windows from before a pod's first
+            sample count with that pod's own mean.
+        unknown: [N] cores: requests of the pods that are not seasoned.
+    """
+
+    time: int
+    usage: Floats32
+    request: Floats
+    pod: Ints
+    node: Ints
+    limit: Floats
+    seasoned: Bools
+    aggregate: Floats32
+    unknown: Floats
+
+    @property
+    def nodes(self) -> int:
+        """N, the number of nodes."""
+        return len(self.limit)
+
+    def sum_pods(self, values: Floats) -> Floats:
+        """Sum a figure of the pods ([P]) over the seasoned pods of each node ([N])."""
+        kept = self.seasoned[self.pod]
+        return np.bincount(
+            self.node[kept], weights=values[self.pod[kept]], minlength=self.nodes
+        ).astype(np.float64)
+
+
+def build_history(
+    time: int, usage: Floats32, request: Floats, pod: Ints, node: Ints, limit: Floats
+) -> History:
+    """Aggregate the pods' trailing windows by node; see `History` for shapes and units."""
+    observed = ~np.isnan(usage)
+    samples = observed.sum(axis=1)
+    seasoned = samples >= MIN_SAMPLES
+    totals = np.where(observed, usage, np.float32(0)).sum(axis=1, dtype=np.float64)
+    mean = totals / np.maximum(samples, 1)
+    unborn = np.cumsum(observed, axis=1, dtype=np.int32) == 0
+    filled = np.where(observed, usage, np.where(unborn, mean[:, None].astype(np.float32), 0))
+    kept = seasoned[pod]
+    members = sparse.csr_array(
+        (np.ones(int(kept.sum()), np.float32), (node[kept], pod[kept])),
+        shape=(len(limit), len(request)),
+    )
+    aggregate = np.asarray(members @ filled, dtype=np.float32)
+    gaps = np.asarray(members @ (~observed & ~unborn).astype(np.float32))
+    aggregate[gaps > 0] = np.nan
+    unknown = np.bincount(node[~kept], weights=request[pod[~kept]], minlength=len(limit))
+    return History(
+        time, usage, request, pod, node, limit, seasoned, aggregate, unknown.astype(np.float64)
+    )
+
+
+def history_at(
+    grid: UsageGrid, time: int, pod: Ints, node: Ints, limit: Floats, windows: int = WEEK
+) -> History:
+    """The history of a grid's pods as known at ``time``: only windows complete by then.
+
+    Where the grid starts later than ``windows`` before ``time``, the missing past is NaN.
+    Edges of pods that do not exist at ``time`` are left out.
+    """
+    stop = grid.column(time - time % WINDOW)
+    usage = np.full((len(grid.pods), windows), np.nan, np.float32)
+    have = min(max(stop, 0), grid.windows)
+    lag = stop - have  # windows between the grid's end and now, unobserved
+    count = max(min(have, windows - lag), 0)
+    if count:
+        usage[:, windows - lag - count : windows - lag] = grid.cpu[:, have - count : have]
+    alive = (grid.born[pod] <= time) & (time < grid.gone[pod])
+    return build_history(time, usage, grid.request, pod[alive], node[alive], limit)

@@ -1,0 +1,154 @@
+"""Which version serves: promotion and rollback, safe to kill at any moment and to repeat.
+
+Aliases can only be moved one at a time and keep no history. So the intent is written down first,
+the champion is moved and never removed, and whoever changes something next completes what was
+left half done. One promoter at a time: the registry has no lock that two could share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, Protocol
+
+import msgspec
+
+from models.errors import RegistryError
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """One change of the champion.
+
+    Fields:
+        number: events count up from 1.
+        champion: the version that serves from now on.
+        previous: the version that served before, None for the first.
+        by: who, a user name.
+        time: seconds since the epoch.
+    """
+
+    number: int
+    action: Literal["promote", "rollback"]
+    champion: str
+    previous: str | None
+    reason: str
+    by: str
+    time: float
+
+
+class Shelf(Protocol):
+    """What a promotion needs of a registry. Each method is one read or one write."""
+
+    def aliases(self) -> Mapping[str, str]:
+        """Alias -> version."""
+
+    def set_alias(self, alias: str, version: str) -> None:
+        """Move an alias."""
+
+    def delete_alias(self, alias: str) -> None:
+        """Remove an alias that exists."""
+
+    def history(self) -> list[Event]:
+        """What was recorded, the oldest first."""
+
+    def record(self, event: Event) -> None:
+        """Record an event with its champion; recording it again changes nothing."""
+
+    def intent(self) -> Event | None:
+        """The change that was begun and not finished, if any."""
+
+    def begin(self, event: Event) -> None:
+        """Write the intent down."""
+
+    def finish(self) -> None:
+        """Remove the intent."""
+
+    def audit(self, event: Event) -> None:
+        """Write the event's file; writing it again changes nothing.
+
+        Raises:
+            RegistryError: it cannot be written.
+        """
+
+
+def promote(shelf: Shelf, version: str, reason: str, by: str, now: float) -> Event | None:
+    """Make a version the champion and the old champion the previous one.
+
+    Returns:
+        What was changed, or None where the version was the champion already.
+    """
+    _complete(shelf)
+    champion = shelf.aliases().get("champion")
+    if champion == version:
+        return None
+    return _change(shelf, "promote", version, champion, reason, by, now)
+
+
+def rollback(shelf: Shelf, reason: str, by: str, now: float) -> Event:
+    """Swap champion and previous; a rollback that was killed half-way is completed instead.
+
+    Raises:
+        RegistryError: no version was replaced yet.
+    """
+    completed = _complete(shelf)
+    if completed is not None and completed.action == "rollback":
+        return completed
+    aliases = shelf.aliases()
+    champion, previous = aliases.get("champion"), aliases.get("previous")
+    if champion is None or previous is None or champion == previous:
+        raise RegistryError(
+            "there is no previous version to roll back to; "
+            "promote one with `archimedes models promote VERSION --reason WHY`"
+        )
+    return _change(shelf, "rollback", previous, champion, reason, by, now)
+
+
+def _change(
+    shelf: Shelf,
+    action: Literal["promote", "rollback"],
+    champion: str,
+    previous: str | None,
+    reason: str,
+    by: str,
+    now: float,
+) -> Event:
+    event = Event(
+        number=max((event.number for event in shelf.history()), default=0) + 1,
+        action=action,
+        champion=champion,
+        previous=previous,
+        reason=reason,
+        by=by,
+        time=now,
+    )
+    shelf.begin(event)
+    _apply(shelf, event)
+    return event
+
+
+def _complete(shelf: Shelf) -> Event | None:
+    """Finish what was begun, if anything."""
+    event = shelf.intent()
+    if event is not None:
+        _apply(shelf, event)
+    return event
+
+
+def _apply(shelf: Shelf, event: Event) -> None:
+    """Make an event true, whatever part of it was done before."""
+    if event.previous is not None:
+        shelf.set_alias("previous", event.previous)
+    shelf.set_alias("champion", event.champion)
+    if shelf.aliases().get("challenger") == event.champion:
+        shelf.delete_alias("challenger")
+    shelf.record(event)
+    unaudited: RegistryError | None = None
+    try:
+        shelf.audit(event)
+    except RegistryError as e:  # a broken artifact store must not stand in a rollback's way
+        unaudited = e
+    shelf.finish()
+    if unaudited is not None:
+        raise RegistryError(
+            f"version {event.champion} is the champion now, but its audit file could not be "
+            f"written: {unaudited}"
+        ) from unaudited

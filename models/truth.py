@@ -1,0 +1,42 @@
+"""The true peak of a node's pods, as far as it was observed."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import sparse
+
+from models.arrays import Floats, Floats32, Ints
+
+STEP = 1800
+"""Seconds between the decisions that are judged and learned from."""
+
+MIN_OBSERVED = 0.75
+"""Share of a horizon's windows that must be known for its highest to count as the truth. A
+lost scrape or two must not cost the hour; below three quarters a peak may well have been missed."""
+
+
+def sum_known(usage: Floats | Floats32, pod: Ints, node: Ints, nodes: int) -> Floats:
+    """Sum usage over the pods of each node.
+
+    Args:
+        usage: [P, W] cores, NaN where not observed.
+        pod, node: [M] edges: pod ``pod[e]`` is on node ``node[e]``.
+        nodes: N.
+
+    Returns:
+        [N, W] cores, NaN where one of the node's pods was not observed.
+    """
+    shape = (nodes, len(usage))
+    members = sparse.csr_array((np.ones(len(pod)), (node, pod)), shape=shape, dtype=np.float64)
+    unknown = np.isnan(usage)
+    total = np.asarray(members @ np.where(unknown, 0.0, usage).astype(np.float64))
+    if unknown.any():
+        total[np.asarray(members @ unknown.astype(np.float64)) > 0] = np.nan
+    return total
+
+
+def highest_known(total: Floats) -> tuple[Floats, Ints]:
+    """The highest known window of each row of [N, W] (-inf where none is), and how many are."""
+    known = ~np.isnan(total)
+    peak = np.where(known, total, -np.inf).max(axis=1, initial=-np.inf)
+    return peak, known.sum(axis=1)

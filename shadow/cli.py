@@ -1,0 +1,262 @@
+"""`archimedes shadow`: decide a trace's pods again, and compare models on it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import typer
+
+from models.errors import SettingsError
+from models.store import DEFAULT_TRACKING_URI
+
+if TYPE_CHECKING:
+    from models.model import Model
+    from models.policy import Policy
+    from shadow.options import ReplayOptions
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Decide a trace's pods again, and compare models on it.",
+)
+
+DEFAULT_MODEL = "koordinator"
+"""Needs no training and no registry: the predictor that ships in the best known co-location."""
+
+REQUESTS = "requests"
+"""In place of a model: every online pod counts with its request."""
+
+_REF = (
+    "a model folder, a registered version or alias, a classical predictor's name, or 'requests' "
+    "(nothing beyond requests is reclaimed)"
+)
+
+TraceDir = Annotated[Path, typer.Option("--trace", help="Folder of the trace.")]
+TrackingUri = Annotated[
+    str,
+    typer.Option(
+        "--tracking-uri",
+        envvar="MLFLOW_TRACKING_URI",
+        help="MLflow's address, for registered versions and aliases.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+Hours = Annotated[
+    float | None,
+    typer.Option("--hours", help="How long to decide for. Default: 24, or what the usage covers."),
+]
+Nodes = Annotated[
+    int | None, typer.Option("--nodes", help="So many equal nodes instead of the trace's own.")
+]
+NodeCpu = Annotated[float | None, typer.Option("--node-cpu", help="Cores of an equal node.")]
+Seed = Annotated[
+    int, typer.Option("--seed", help="Of generated offline pods and of choices among equals.")
+]
+OfflineLoad = Annotated[
+    float,
+    typer.Option(
+        "--offline-load",
+        help="Where the trace has no offline pods: what generated ones ask, as share of idle CPU.",
+    ),
+]
+Refresh = Annotated[
+    int, typer.Option("--refresh-minutes", help="Minutes between forecasts, a multiple of 5.")
+]
+Blur = Annotated[
+    float,
+    typer.Option("--blur", help="Spread (log) of expected against real durations; 0 knows them."),
+]
+Evict = Annotated[
+    bool, typer.Option("--evict", help="Evict offline pods from nodes above the ceiling.")
+]
+
+
+@app.command(epilog="Example: archimedes shadow replay --trace traces/azure-v1 --model champion")
+def replay(
+    trace: TraceDir,
+    model: Annotated[str, typer.Option("--model", help=f"REF: {_REF}.")] = DEFAULT_MODEL,
+    policy: Annotated[
+        Path | None,
+        typer.Option("--policy", help="YAML or JSON file, instead of the model's own policy."),
+    ] = None,
+    hours: Hours = None,
+    nodes: Nodes = None,
+    node_cpu: NodeCpu = None,
+    seed: Seed = 0,
+    offline_load: OfflineLoad = 0.75,
+    refresh_minutes: Refresh = 15,
+    blur: Blur = 0.0,
+    evict: Evict = False,
+    machines: Annotated[
+        bool,
+        typer.Option("--machines", help="Also count the machines that the same work needs."),
+    ] = False,
+    tracking_uri: TrackingUri = DEFAULT_TRACKING_URI,
+    as_json: Json = False,
+) -> None:
+    """Decide a trace's pods again with the extender's own functions while its time passes."""
+    options = _options(hours, nodes, node_cpu, seed, offline_load, refresh_minutes, blur, evict)
+    from models.trace import read_trace
+    from shadow import machines as counting
+    from shadow import report
+    from shadow.figures import figures
+    from shadow.replay import replay as run
+
+    read = read_trace(trace)
+    chosen, own_policy = _model(model, tracking_uri), _policy(policy)
+    with _progress("replay") as step:
+        result = run(
+            read,
+            chosen,
+            policy=own_policy,
+            options=options,
+            progress=step,
+            clock=time.perf_counter,
+        )
+    found = figures(result)
+    rows, shown = report.figure_rows(found), msgspec.to_builtins(found)
+    if machines:
+        with _progress("machines") as step:
+            count = counting.machines(
+                read, chosen, policy=own_policy, options=options, progress=step
+            )
+        rows += report.machine_rows(count)
+        shown |= {"machines": count.needed, "machines_saved": count.saved}
+    if as_json:
+        typer.echo(msgspec.json.encode(shown))
+    else:
+        _print(report.replay_table(f"{found.trace}, forecasts by {found.model_version}", rows))
+
+
+@app.command(
+    epilog="Example: archimedes shadow compare --trace traces/azure-v1 --champion 3 --challenger 4"
+)
+def compare(
+    trace: TraceDir,
+    champion: Annotated[str, typer.Option("--champion", help=f"REF: {_REF}.")],
+    challenger: Annotated[str, typer.Option("--challenger", help=f"REF: {_REF}.")],
+    champion_policy: Annotated[
+        Path | None, typer.Option("--champion-policy", help="Policy file for the champion.")
+    ] = None,
+    challenger_policy: Annotated[
+        Path | None, typer.Option("--challenger-policy", help="Policy file for the challenger.")
+    ] = None,
+    hours: Hours = None,
+    nodes: Nodes = None,
+    node_cpu: NodeCpu = None,
+    seed: Seed = 0,
+    offline_load: OfflineLoad = 0.75,
+    refresh_minutes: Refresh = 15,
+    blur: Blur = 0.0,
+    evict: Evict = False,
+    tracking_uri: TrackingUri = DEFAULT_TRACKING_URI,
+    as_json: Json = False,
+) -> None:
+    """Replay a trace under both models on the same pods and judge the challenger."""
+    options = _options(hours, nodes, node_cpu, seed, offline_load, refresh_minutes, blur, evict)
+    from models.trace import read_trace
+    from shadow import report
+    from shadow.compare import Candidate
+    from shadow.compare import compare as run
+
+    sides = [
+        Candidate(_model(ref, tracking_uri), _policy(file))
+        for ref, file in ((champion, champion_policy), (challenger, challenger_policy))
+    ]
+    with _progress("compare") as step:
+        found = run(read_trace(trace), *sides, options=options, progress=step)
+    if as_json:
+        typer.echo(msgspec.json.encode(found))
+        return
+    _print(report.comparison_table(found))
+    for line in report.comparison_sentences(found):
+        typer.echo(line)
+
+
+def _options(
+    hours: float | None,
+    nodes: int | None,
+    node_cpu: float | None,
+    seed: int,
+    offline_load: float,
+    refresh_minutes: int,
+    blur: float,
+    evict: bool,
+) -> ReplayOptions:
+    """What the command line says, checked.
+
+    Raises:
+        SettingsError: an option is out of range.
+    """
+    from shadow.options import ReplayOptions
+
+    given = {
+        "hours": hours,
+        "nodes": nodes,
+        "node_cpu": node_cpu,
+        "seed": seed,
+        "offline_load": offline_load,
+        "refresh": refresh_minutes * 60,
+        "duration_blur": blur,
+        "evict": evict,
+    }
+    try:
+        return msgspec.convert(given, ReplayOptions)
+    except msgspec.ValidationError as e:
+        raise SettingsError(f"an option of the replay is out of range: {e}") from e
+
+
+def _model(ref: str, tracking_uri: str) -> Model | None:
+    if ref == REQUESTS:
+        return None
+    from models.refs import resolve_model
+
+    return resolve_model(ref, tracking_uri)
+
+
+def _policy(file: Path | None) -> Policy | None:
+    """The policy in a file.
+
+    Raises:
+        SettingsError: it cannot be read, or a field is unknown, ill-typed or out of range.
+    """
+    if file is None:
+        return None
+    import yaml
+
+    from models.policy import Policy
+
+    try:
+        return msgspec.convert(yaml.safe_load(file.read_text(encoding="utf-8")), Policy)
+    except (OSError, UnicodeDecodeError) as e:
+        raise SettingsError(f"policy file {file} cannot be read: {e}") from e
+    except yaml.YAMLError as e:
+        raise SettingsError(f"policy file {file} is not YAML: {' '.join(str(e).split())}") from e
+    except msgspec.ValidationError as e:
+        raise SettingsError(f"policy file {file}: {e}") from e
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[float], None]]:
+    """A bar on the terminal's stderr; nothing where there is no terminal."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=1.0)
+        yield lambda done: bar.update(task, completed=done)
+
+
+def _print(table: object) -> None:
+    from rich.console import Console
+
+    Console().print(table)

@@ -1,0 +1,124 @@
+"""What happens in simulated time, in order, and the pods that wait for their turn."""
+
+from __future__ import annotations
+
+import heapq
+from enum import IntEnum
+
+import numpy as np
+
+from models.arrays import Ints
+
+NEVER = 2**62
+"""A time, in seconds since the epoch, that no replay reaches."""
+
+
+class Kind(IntEnum):
+    """Events at the same second happen in this order: what ends makes room for what arrives."""
+
+    END = 0
+    """A run ends; the subject is the run."""
+    TICK = 1
+    """A usage window is complete."""
+    ARRIVAL = 2
+    """A pod is created; the subject is the pod."""
+
+
+END, TICK, ARRIVAL = Kind
+
+
+class Timeline:
+    """Merges arrivals, ends and ticks by time; ends are added while it is consumed."""
+
+    def __init__(self, arrivals: Ints, first: int, ticks: range, stop: int) -> None:
+        """Plan a replay that ends before ``stop``.
+
+        Args:
+            arrivals: [P] seconds since the epoch, non-decreasing; the index is the pod.
+            first: the pod that arrives first; those before it are there already.
+            ticks: seconds since the epoch.
+            stop: nothing at or after this second happens.
+        """
+        self._arrivals: list[int] = [*arrivals.tolist(), NEVER]
+        self._ticks = iter(ticks)
+        self._tick = next(self._ticks, NEVER)
+        self._ends: list[tuple[int, int]] = []
+        self._arrived = first
+        self._stop = stop
+
+    def end_at(self, time: int, run: int) -> None:
+        """Let a run end at a time that has not passed."""
+        heapq.heappush(self._ends, (time, run))
+
+    def __iter__(self) -> Timeline:
+        return self
+
+    def __next__(self) -> tuple[int, Kind, int]:
+        """The next event: its time, its kind and its subject (-1 for a tick)."""
+        end = self._ends[0][0] if self._ends else NEVER
+        arrival = self._arrivals[self._arrived]
+        tick = self._tick
+        time = min(end, tick, arrival)
+        if time >= self._stop:
+            raise StopIteration
+        if time == end:
+            return time, END, heapq.heappop(self._ends)[1]
+        if time == tick:
+            self._tick = next(self._ticks, NEVER)
+            return time, TICK, -1
+        self._arrived += 1
+        return time, ARRIVAL, self._arrived - 1
+
+
+class Waiting:
+    """Pods that no node took, the oldest first.
+
+    kube-scheduler wakes such a pod at any event that may have made room and, being idle, tries it
+    at once (it takes pods out of their backoff when its active queue is empty). A pod whose need is
+    more than any node has left would only be rejected again, so it is not tried.
+    """
+
+    def __init__(self) -> None:
+        # One column for each pod that waits: the pod, what it needs, and of which kind.
+        self._buffer: Ints = np.zeros((3, 64), np.int64)
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, pod: int, need: int, kind: int) -> None:
+        """Let a pod wait that needs ``need`` millicores of headroom of a kind; once only."""
+        place, found = self._find(pod)
+        if found:
+            return
+        if self._count == self._buffer.shape[1]:
+            self._buffer = np.concatenate([self._buffer, np.zeros_like(self._buffer)], axis=1)
+        after = self._buffer[:, place : self._count].copy()
+        self._buffer[:, place + 1 : self._count + 1] = after
+        self._buffer[:, place] = pod, need, kind
+        self._count += 1
+
+    def remove(self, pod: int) -> None:
+        """Stop waiting; unknown pods are ignored."""
+        if self._count == 0:
+            return
+        place, found = self._find(pod)
+        if found:
+            after = self._buffer[:, place + 1 : self._count].copy()
+            self._count -= 1
+            self._buffer[:, place : self._count] = after
+
+    def ready(self, headroom: Ints, after: int = -1) -> Ints:
+        """Pods later than ``after`` for which some node may have room.
+
+        Args:
+            headroom: [kinds] the most millicores that any node has left.
+            after: the pod tried last.
+        """
+        pods, need, kind = self._buffer[:, : self._count]
+        found: Ints = pods[(need <= headroom[kind]) & (pods > after)]
+        return found
+
+    def _find(self, pod: int) -> tuple[int, bool]:
+        place = int(self._buffer[0, : self._count].searchsorted(pod))
+        return place, place < self._count and int(self._buffer[0, place]) == pod

@@ -1,0 +1,149 @@
+"""kube-scheduler's own default filters and scores over arrays of nodes.
+
+Follows Kubernetes 1.37 (``pkg/scheduler/schedule_one.go`` and
+``framework/plugins/noderesources``). The other default score plugins (taints, affinity, topology
+spread, image locality) give equal scores to pods without such constraints, which is all that a
+trace knows of, so they are left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from models.arrays import Bools, Floats, Ints
+
+MAX_NODE_SCORE = 100
+DEFAULT_MILLICPU = 100
+"""What NodeResourcesFit scores a pod with that requests no CPU (`DefaultMilliCPURequest`)."""
+DEFAULT_MEMORY = 200 * 1024 * 1024
+"""Bytes that it scores a pod with that requests no memory (`DefaultMemoryRequest`)."""
+MIN_FEASIBLE = 100
+"""Below this number of nodes all of them are looked at (`minFeasibleNodesToFind`)."""
+CPU, MEMORY, EXTENDED, SLOTS = range(4)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What kube-scheduler counts for one pod: ordinary CPU and memory, and the extended resource.
+
+    millicpu and extended in millicores, memory in bytes. ``extended`` is the ask for reclaimed CPU.
+    """
+
+    millicpu: int
+    memory: int
+    extended: int
+
+
+class NodeState:
+    """What kube-scheduler's cache holds of N nodes; all that is mutable here.
+
+    Fields:
+        allocatable: [2, N] millicores and bytes; 0 where a node does not say.
+        free: [4, N] what NodeResourcesFit may still give: CPU and MEMORY by requests, EXTENDED, and
+            pod SLOTS. Negative where the trace itself put too much on a node.
+        unscored: [2, N] what its score takes for free: pods that request nothing count as well.
+    """
+
+    def __init__(self, millicpu: Ints, memory: Ints, max_pods: int) -> None:
+        slots = np.full(len(millicpu), max_pods, np.int64)
+        self.free: Ints = np.stack([millicpu, memory, millicpu, slots]).astype(np.int64)
+        self.allocatable: Ints = self.free[:EXTENDED].copy()
+        self.unscored: Ints = self.allocatable.copy()
+        self._divisor: Ints = np.maximum(self.allocatable, 1)
+        both = (millicpu > 0) & (memory > 0)
+        self._kinds: Ints = np.where(both, 2, 1)
+        self._halves: Floats = np.where(both, 0.5, 0.0)
+
+    def __len__(self) -> int:
+        return int(self.free.shape[1])
+
+    def add(self, row: int, request: Request) -> None:
+        """Count a pod on a node."""
+        self._count(row, request, 1)
+
+    def remove(self, row: int, request: Request) -> None:
+        """Stop counting a pod on a node."""
+        self._count(row, request, -1)
+
+    def _count(self, row: int, request: Request, sign: int) -> None:
+        self.free[CPU, row] -= sign * request.millicpu
+        self.free[MEMORY, row] -= sign * request.memory
+        self.free[EXTENDED, row] -= sign * request.extended
+        self.free[SLOTS, row] -= sign
+        self.unscored[CPU, row] -= sign * (request.millicpu or DEFAULT_MILLICPU)
+        self.unscored[MEMORY, row] -= sign * (request.memory or DEFAULT_MEMORY)
+
+    def fits(self, request: Request) -> Bools:
+        """NodeResourcesFit's filter, [N]: a resource that is not requested is not looked at."""
+        fit: Bools = self.free[SLOTS] > 0
+        if request.millicpu:
+            fit &= self.free[CPU] >= request.millicpu
+        if request.memory:
+            fit &= self.free[MEMORY] >= request.memory
+        if request.extended:
+            fit &= self.free[EXTENDED] >= request.extended
+        return fit
+
+    def least_allocated(self, rows: Ints, request: Request) -> Ints:
+        """NodeResourcesFit's score, 0..100: the mean over CPU and memory of the share left free."""
+        left = self.unscored.take(rows, axis=1)
+        left[CPU] -= request.millicpu or DEFAULT_MILLICPU
+        left[MEMORY] -= request.memory or DEFAULT_MEMORY
+        np.maximum(left, 0, out=left)
+        left *= MAX_NODE_SCORE
+        left //= self._divisor.take(rows, axis=1)
+        mean: Ints = (left[CPU] + left[MEMORY]) // self._kinds.take(rows)
+        return mean
+
+    def balanced_allocation(self, rows: Ints, request: Request) -> Ints:
+        """NodeResourcesBalancedAllocation's score, 50..100, or 0 for a pod without requests.
+
+        Since 1.36 the score is how much the pod improves the balance of CPU and memory on a node,
+        where the balance is 100 x (1 - standard deviation of the fractions that are requested).
+        """
+        if not (request.millicpu or request.memory):
+            return np.zeros(len(rows), np.int64)
+        requested = self.allocatable.take(rows, axis=1) - self.free[:EXTENDED].take(rows, axis=1)
+        pod = np.array([[[0], [0]], [[request.millicpu], [request.memory]]])
+        fraction = (requested + pod) / self._divisor.take(rows, axis=1)
+        np.minimum(fraction, 1.0, out=fraction)
+        # A node with only one of the two resources is always balanced.
+        deviation = np.abs(fraction[:, CPU] - fraction[:, MEMORY]) * self._halves.take(rows)
+        before, after = ((1 - deviation) * MAX_NODE_SCORE).astype(np.int64)
+        half = MAX_NODE_SCORE // 2
+        score: Ints = half + (half + after - before) // 2
+        return score
+
+
+def sample_size(nodes: int) -> int:
+    """How many feasible nodes kube-scheduler looks for (`numFeasibleNodesToFind`)."""
+    if nodes < MIN_FEASIBLE:
+        return nodes
+    return max(nodes * max(50 - nodes // 125, 5) // 100, MIN_FEASIBLE)
+
+
+def sample(fit: Bools, start: int, want: int) -> tuple[Ints, int]:
+    """The first feasible nodes in round-robin order.
+
+    Args:
+        fit: [N] which nodes pass the filters.
+        start: row at which the search begins.
+        want: how many to find.
+
+    Returns:
+        Rows in the order in which they were found, and the row at which the next search begins.
+    """
+    rows = fit.nonzero()[0]
+    split = int(rows.searchsorted(start))
+    rows = np.concatenate((rows[split:], rows[:split]))
+    if len(rows) <= want:
+        return rows, start  # every node was looked at
+    return rows[:want], int(rows[want])  # one more that fits ends the search
+
+
+def pick(score: Ints, rng: np.random.Generator) -> int:
+    """Position of the highest score, any of them where several are equal (`selectHost`)."""
+    best = (score == score.max()).nonzero()[0]
+    return int(best[int(rng.random() * len(best))])

@@ -1,0 +1,402 @@
+"""Decide a trace's pods again, with production's own decision functions, while time passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import count
+
+import numpy as np
+
+from extender.decide import MAX_SCORE, Ask, Verdicts, decide, to_wire_scores
+from extender.snapshot import Reason
+from models.arrays import Floats, Ints
+from models.grid import WINDOW
+from models.model import Model
+from models.policy import Policy
+from models.rolling import RollingForecast
+from models.trace import Trace
+from shadow.cluster import ORDINARY, Cluster
+from shadow.events import ARRIVAL, END, Timeline, Waiting
+from shadow.kube_scheduler import (
+    CPU,
+    MAX_NODE_SCORE,
+    MEMORY,
+    Request,
+    pick,
+    sample,
+    sample_size,
+)
+from shadow.options import ReplayOptions
+from shadow.preemption import Holder, preempt
+from shadow.recorder import Recorder
+from shadow.result import RESOURCES, Ending, ReplayResult, State
+from shadow.scenario import Scenario, build_scenario
+from shadow.usage import OnlineUsage
+
+REQUESTS = "requests"
+"""The model version of a replay without a model: every online pod counts with its request."""
+
+Progress = Callable[[float], None]
+"""Called with the share of the replayed time that has passed, 0 to 1."""
+
+Clock = Callable[[], float]
+"""Seconds of a monotonic clock; only differences are used."""
+
+_EVENTS_PER_PROGRESS = 256
+
+
+def replay(
+    trace: Trace,
+    model: Model | None,
+    *,
+    policy: Policy | None = None,
+    options: ReplayOptions | None = None,
+    progress: Progress | None = None,
+    clock: Clock | None = None,
+) -> ReplayResult:
+    """Decide a trace's pods again under a model and a policy.
+
+    The same trace, model, policy and options give the same result. What is decided at a time
+    depends on nothing that happens later, but for the durations of pods, which are declared.
+
+    Args:
+        trace: nodes, pods and usage; see `models.trace`.
+        model: makes the forecasts. None, or a trace without usage: the forecast is the sum of
+            requests, so that only CPU that nobody requested is given away.
+        policy: instead of the model's own.
+        options: see `ReplayOptions`.
+        progress: called now and then.
+        clock: measures each decision.
+
+    Raises:
+        TraceError: the trace does not cover the wanted period, or no pod is alive in it.
+    """
+    options = options or ReplayOptions()
+    return replay_scenario(
+        build_scenario(trace, options),
+        model,
+        policy=policy,
+        options=options,
+        progress=progress,
+        clock=clock,
+    )
+
+
+def replay_scenario(
+    scenario: Scenario,
+    model: Model | None,
+    *,
+    policy: Policy | None,
+    options: ReplayOptions,
+    progress: Progress | None = None,
+    clock: Clock | None = None,
+) -> ReplayResult:
+    """As `replay`, for a scenario that was built before."""
+    policy = policy or (model.policy if model is not None else Policy())
+    if scenario.grid is None:
+        model = None
+    if model is not None:
+        model = replace(model, policy=policy)
+    run = _Replay(scenario, model, policy, options, clock or (lambda: 0.0))
+    run.play(progress or (lambda _: None))
+    return run.result(measured=clock is not None)
+
+
+class _Replay:
+    """One pass through a scenario; all its mutable state."""
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        model: Model | None,
+        policy: Policy,
+        options: ReplayOptions,
+        clock: Clock,
+    ) -> None:
+        self._scenario, self._policy, self._options = scenario, policy, options
+        self._clock = clock
+        self._version = REQUESTS if model is None else model.version
+        self._rolling = None if model is None else RollingForecast(model)
+        self._cluster = Cluster(
+            scenario.fleet, policy, options.max_pods, forecasting=model is not None
+        )
+        self._usage: OnlineUsage | None = None
+        if scenario.grid is not None:
+            self._usage = OnlineUsage(
+                scenario.grid, len(scenario.fleet), scenario.start, scenario.stop
+            )
+        self._rng = np.random.default_rng([options.seed, 2])
+        self._turn = 0
+        self._waiting = Waiting()
+        self._record = Recorder(scenario)
+        self._running: dict[int, int] = {}  # pod -> its run, in the order of their begin
+        # What no node had room for since anything was freed, with its horizon.
+        self._no_room: list[tuple[Request, int]] = []
+        self._requests = _requests(scenario, options)
+        pods = scenario.pods
+        # Plain lists and numbers: the loop reads them once for each decision.
+        self._offline: list[bool] = pods.offline.tolist()
+        self._horizon: list[int] = pods.horizon.tolist()
+        self._want = sample_size(len(scenario.fleet))
+        self._first = int(((pods.arrival == scenario.start) & ~pods.offline).sum())
+        ticks = range(scenario.start + WINDOW, scenario.stop, WINDOW) if self._usage else range(0)
+        self._timeline = Timeline(pods.arrival, self._first, ticks, scenario.stop)
+
+    def play(self, progress: Progress) -> None:
+        """Let time pass, from the start to the stop."""
+        start, span = self._scenario.start, self._scenario.stop - self._scenario.start
+        for pod in range(self._first):
+            self._attempt(pod, start)
+        self._tick(start)
+        for number, (time, kind, subject) in zip(count(), self._timeline, strict=False):
+            if kind is ARRIVAL:
+                self._attempt(subject, time)
+            elif kind is END:
+                self._end(subject, time)
+            else:
+                self._tick(time)
+            if number % _EVENTS_PER_PROGRESS == 0:
+                progress((time - start) / span)
+        progress(1.0)
+
+    def _attempt(self, pod: int, time: int) -> bool:
+        """Decide a pod, and start it or let it wait."""
+        row = int(self._scenario.pods.node[pod])
+        if row < 0:
+            began = self._clock()
+            choice = self._choose(pod, time)
+            self._record.decided(pod, self._clock() - began)
+            if isinstance(choice, str) and not self._offline[pod]:
+                choice = self._preempt(pod, time)
+            if isinstance(choice, str):
+                self._record.refused(pod, choice)
+                self._waiting.add(pod, *self._need(pod))
+                return False
+            row = choice
+        self._waiting.remove(pod)
+        self._start(pod, row, time)
+        return True
+
+    def _choose(self, pod: int, time: int) -> int | str:
+        """One scheduling cycle: the row of the chosen node, or why there is none."""
+        nodes, request = self._cluster.nodes, self._requests[pod]
+        rows, self._turn = sample(nodes.fits(request), self._turn, self._want)
+        if len(rows) == 0:
+            self._no_room.append((request, self._horizon[pod]))
+            return RESOURCES
+        ranks: Ints | None = None
+        if self._options.reclaim or not self._offline[pod]:
+            verdicts = self._ask_extender(pod, rows, time)
+            passed = verdicts.passed
+            if len(passed) == 0:
+                if len(rows) < self._want:  # it saw every node that the pod could use
+                    self._no_room.append((request, self._horizon[pod]))
+                return Reason(int(np.bincount(verdicts.reason).argmax())).name.lower()
+            rows = rows[passed]
+            ranks = np.array(to_wire_scores(verdicts.score[passed]), np.int64)
+        if len(rows) == 1:
+            return int(rows[0])
+        score = nodes.least_allocated(rows, request)
+        score += nodes.balanced_allocation(rows, request)
+        if ranks is not None:
+            score += ranks * (MAX_NODE_SCORE // MAX_SCORE * self._options.extender_weight)
+        return int(rows[pick(score, self._rng)])
+
+    def _ask_extender(self, pod: int, rows: Ints, time: int) -> Verdicts:
+        """What the server would answer to a filter call."""
+        offline, request = self._offline[pod], self._requests[pod]
+        millicpu = request.extended if offline else request.millicpu
+        ask = Ask(millicpu, self._horizon[pod], offline)
+        snapshot = self._cluster.snapshot(time, self._version, offline=offline)
+        return decide(snapshot, rows, ask, self._policy, self._options.candidates)
+
+    def _preempt(self, pod: int, time: int) -> int | str:
+        """Displace offline pods for an online one: the row that is free now, or why there is none.
+
+        The victims' grace period is not waited for.
+        """
+        record = self._record
+        holders = [
+            Holder(run, record.node[run], self._requests[other], record.begin[run])
+            for other, run in self._running.items()
+            if self._offline[other]
+        ]
+        found = preempt(self._cluster.nodes, self._requests[pod], holders)
+        if found is None:
+            return RESOURCES
+        row, runs = found
+        for run in runs:
+            self._displace(record.pod[run], time, Ending.PREEMPTED)
+        return row
+
+    def _displace(self, pod: int, time: int, ending: Ending) -> None:
+        """Stop an offline pod, which starts again from the beginning when it is placed again."""
+        self._stop(pod, time, ending)
+        self._waiting.add(pod, *self._need(pod))
+
+    def _start(self, pod: int, row: int, time: int) -> None:
+        pods, cluster, request = self._scenario.pods, self._cluster, self._requests[pod]
+        free = -1
+        if not self._offline[pod]:
+            end = int(pods.gone[pod])
+            cluster.add(row, request)
+            if self._usage is not None:
+                self._usage.place(row, int(pods.grid[pod]), time)
+        else:
+            end = time + int(pods.duration[pod])
+            if self._options.reclaim:
+                free = cluster.promise(row, pods.names[pod], request, self._horizon[pod], time)
+            else:
+                cluster.nodes.add(row, request)
+        run = self._record.started(pod, row, time, free)
+        self._running[pod] = run
+        self._timeline.end_at(end, run)
+
+    def _end(self, run: int, time: int) -> None:
+        pod = self._record.pod[run]
+        if self._running.get(pod) != run:
+            return  # it was evicted before
+        self._stop(pod, time, Ending.NATURAL)
+        self._record.state[pod] = State.FINISHED
+        self._wake(time)
+
+    def _stop(self, pod: int, time: int, ending: Ending) -> None:
+        run = self._running.pop(pod)
+        self._no_room.clear()
+        row, request = self._record.node[run], self._requests[pod]
+        self._record.ended(run, time, ending)
+        if not self._offline[pod]:
+            self._cluster.remove(row, request)
+            if self._usage is not None:
+                self._usage.remove(row)
+        elif self._options.reclaim:
+            self._cluster.release(row, self._scenario.pods.names[pod], request)
+        else:
+            self._cluster.nodes.remove(row, request)
+
+    def _tick(self, time: int) -> None:
+        """A usage window is complete: look at its age, forecast when due, evict if wanted."""
+        if self._usage is None:
+            return
+        self._no_room.clear()
+        if (time - self._scenario.start) % self._options.refresh == 0:
+            self._refresh(self._usage, time)
+        if self._rolling is not None:
+            online, node = self._online()
+            self._cluster.observe(self._usage.age(time, online, node))
+        if self._options.evict:
+            self._evict(self._usage.at(time), time)
+        self._wake(time)
+
+    def _refresh(self, usage: OnlineUsage, time: int) -> None:
+        """Forecast from what is known now; record it beside what will really be."""
+        cluster = self._cluster
+        if self._rolling is not None:
+            online, node = self._online()
+            history = usage.history(time, online, node, cluster.allocatable)
+            forecast = self._rolling.refresh(
+                history, usage.names(online), self._scenario.fleet.names
+            )
+            cluster.refresh(forecast.forecast, forecast.expected)
+            self._record.forecast(time, forecast.forecast, usage.peaks(time))
+        else:
+            self._record.forecast(time, cluster.forecast, usage.peaks(time))
+
+    def _online(self) -> tuple[Ints, Ints]:
+        """Grid rows and node rows of the online pods that run."""
+        nodes, offline = self._record.node, self._offline
+        running = [(pod, nodes[run]) for pod, run in self._running.items() if not offline[pod]]
+        pod, node = np.array(running, np.int64).reshape(-1, 2).T
+        return self._scenario.pods.grid[pod], node
+
+    def _evict(self, used: Floats, time: int) -> None:
+        """Stop the newest offline pods of hot nodes until what is left fits under the ceiling."""
+        promised = self._cluster.ledger.charged(len(used)) / 1000
+        excess = used + promised - self._cluster.allocatable * self._policy.ceiling
+        for pod, run in reversed(list(self._running.items())):
+            row = self._record.node[run]
+            if self._offline[pod] and excess[row] > 0:
+                excess[row] -= self._requests[pod].extended / 1000
+                self._displace(pod, time, Ending.EVICTED)
+
+    def _wake(self, time: int) -> None:
+        """Try the waiting pods that some node may have room for, the oldest first."""
+        last = -1
+        while len(self._waiting):
+            ready = self._waiting.ready(self._cluster.headroom(), last)
+            if len(ready) == 0:
+                return
+            for pod in ready.tolist():
+                last = pod
+                if not self._offline[pod] and self._scenario.pods.gone[pod] <= time:
+                    self._waiting.remove(pod)
+                    self._record.state[pod] = State.MISSED
+                elif not self._crowded_out(pod) and not self._attempt(pod, time):
+                    break  # less is left than was thought: look again
+
+    def _crowded_out(self, pod: int) -> bool:
+        """Whether no node had room for a pod that asked for no more, for no longer.
+
+        Since then nothing was freed, so kube-scheduler would only hear the same again.
+        """
+        request, horizon = self._requests[pod], self._horizon[pod]
+        return any(
+            request.millicpu >= refused.millicpu
+            and request.memory >= refused.memory
+            and request.extended >= refused.extended
+            and horizon >= shorter
+            for refused, shorter in self._no_room
+        )
+
+    def _hopeless(self, pod: int) -> bool:
+        """Whether a pod asks for more than any node could give with nothing on it."""
+        request, nodes = self._requests[pod], self._cluster.nodes
+        return bool(
+            request.millicpu > nodes.allocatable[CPU].max()
+            or request.memory > nodes.allocatable[MEMORY].max()
+            or request.extended > self._cluster.emptied.max()
+        )
+
+    def _need(self, pod: int) -> tuple[int, int]:
+        """Millicores of headroom without which a pod cannot start, and of which kind."""
+        request = self._requests[pod]
+        if request.extended:
+            return request.extended, self._horizon[pod]
+        return request.millicpu, ORDINARY
+
+    def result(self, *, measured: bool) -> ReplayResult:
+        """The recording, closed at the scenario's stop."""
+        scenario, record = self._scenario, self._record
+        used = None
+        if self._usage is not None:
+            windows = -(-(scenario.stop - scenario.start) // WINDOW)
+            used = self._usage.node[:, :windows].copy()
+        return ReplayResult(
+            trace=scenario.name,
+            model_version=self._version,
+            policy=self._policy,
+            options=self._options,
+            start=scenario.start,
+            stop=scenario.stop,
+            fleet=scenario.fleet,
+            pods=scenario.pods,
+            state=record.states(self._running, self._hopeless),
+            attempts=record.attempts,
+            waited=record.waits(),
+            refused={reason: len(pods) for reason, pods in sorted(record.reasons.items())},
+            runs=record.runs(),
+            used=used,
+            forecasts=record.forecasts(),
+            decisions=int(record.attempts.sum()),
+            latency=np.array(record.latency if measured else [], np.float64),
+        )
+
+
+def _requests(scenario: Scenario, options: ReplayOptions) -> list[Request]:
+    """What kube-scheduler sees of each pod."""
+    pods = scenario.pods
+    managed = pods.offline & options.reclaim
+    ordinary = np.where(managed, 0, pods.millicpu).tolist()
+    extended = np.where(managed, pods.millicpu, 0).tolist()
+    return list(map(Request, ordinary, pods.memory.tolist(), extended))

@@ -1,0 +1,244 @@
+"""From a trace to what a replay meets: nodes, pods in order of arrival, and their usage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import numpy as np
+import polars as pl
+
+from models.arrays import Bools, Floats, Ints
+from models.errors import TraceError
+from models.generator import offline_pods
+from models.grid import WINDOW, UsageGrid
+from models.policy import horizon_index
+from models.trace import Trace, usage_grid
+from shadow.cluster import Fleet
+from shadow.options import ReplayOptions
+
+GIB = 2**30
+PODS_PER_NODE = 10
+DEFAULT_HOURS = 24.0
+LEARN = 7 * 86_400
+"""Seconds of usage that are history by default: a week holds every weekday once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pods:
+    """P pods in order of arrival; all arrays are [P].
+
+    Fields:
+        names: unique.
+        offline: tier.
+        millicpu: requests, or the ask for reclaimed CPU; memory: bytes.
+        arrival: seconds since the epoch; an online pod that runs already arrives at the start.
+        duration: seconds that an offline pod runs for.
+        gone: seconds since the epoch at which an online pod is deleted.
+        horizon: index of the horizon that an offline pod asks for.
+        node: row of the node that the trace names for an online pod, else -1.
+        grid: row in the usage grid, -1 for offline pods.
+    """
+
+    names: tuple[str, ...]
+    offline: Bools
+    millicpu: Ints
+    memory: Ints
+    arrival: Ints
+    duration: Ints
+    gone: Ints
+    horizon: Ints
+    node: Ints
+    grid: Ints
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """All that happens in [start, stop), seconds since the epoch, but for what is decided.
+
+    ``grid`` is the online pods' usage, None where the trace has none.
+    """
+
+    name: str
+    start: int
+    stop: int
+    fleet: Fleet
+    pods: Pods
+    grid: UsageGrid | None
+
+
+def build_scenario(trace: Trace, options: ReplayOptions) -> Scenario:
+    """What a replay of a trace meets.
+
+    Raises:
+        TraceError: the trace does not cover the wanted period, or no pod is alive in it.
+    """
+    grid = usage_grid(trace)
+    known = grid if grid.windows else None
+    start, stop = _period(trace, known, options)
+    online = _alive(grid, start, stop)
+    fleet = _fleet(trace, grid, online, start, options)
+    pods = _pods(trace, grid, online, fleet, start, stop, options)
+    if len(pods) == 0:
+        raise TraceError(f"{trace.name}: no pod is alive in the replayed period.")
+    return Scenario(trace.name, start, stop, fleet, pods, known)
+
+
+def _period(trace: Trace, grid: UsageGrid | None, options: ReplayOptions) -> tuple[int, int]:
+    """When deciding begins and ends, seconds since the epoch."""
+    hours = options.hours
+    if grid is not None:
+        first, last = grid.start, grid.end
+        history = min(LEARN, (last - first) // 2)
+        hours = hours or DEFAULT_HOURS
+    else:
+        times = trace.pods.select(
+            pl.col("start").min().dt.epoch("s"), pl.col("end").max().dt.epoch("s")
+        )
+        first, last = times.row(0)
+        history = 0
+        last += 1  # a pod that ends at this second is seen to end
+    start = options.start if options.start is not None else first + history
+    start -= start % WINDOW
+    stop = last if hours is None else min(int(start + hours * 3600), last)
+    if not first - WINDOW < start < stop:
+        raise TraceError(
+            f"{trace.name} covers {_utc(first)} to {_utc(last)}, so it cannot be decided again "
+            f"from {_utc(start)} on; choose a start within it."
+        )
+    return start, stop
+
+
+def _utc(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def _alive(grid: UsageGrid, start: int, stop: int) -> Ints:
+    return np.flatnonzero((grid.born < stop) & (grid.gone > start))
+
+
+def _fleet(
+    trace: Trace, grid: UsageGrid, online: Ints, start: int, options: ReplayOptions
+) -> Fleet:
+    """The trace's nodes, or equal ones where it has none or others are wanted."""
+    if trace.nodes is None or options.nodes is not None or options.node_cpu is not None:
+        return _equal_nodes(trace, grid, online, start, options)
+    if trace.nodes.height == 0:
+        raise TraceError(f"{trace.name}: nodes.parquet lists no node; leave the file out.")
+    return Fleet(
+        tuple(trace.nodes["node"]),
+        np.rint(trace.nodes["cpu"].to_numpy() * 1000).astype(np.int64),
+        np.rint(trace.nodes["memory"].to_numpy() * GIB).astype(np.int64),
+    )
+
+
+def _equal_nodes(
+    trace: Trace, grid: UsageGrid, online: Ints, start: int, options: ReplayOptions
+) -> Fleet:
+    """Equal nodes that the highest sum of online requests fills to `ReplayOptions.fill`."""
+    memory = _memory(trace.pods.filter(pl.col("tier") == "online"))[online] / GIB
+    born, gone = np.maximum(grid.born[online], start), grid.gone[online]
+    cores = highest_sum(born, gone, grid.request[online])
+    largest = float(grid.request[online].max(initial=0.0))
+    count = options.nodes
+    if count is None and options.node_cpu is None:
+        count = max(round(highest_sum(born, gone, np.ones(len(online))) / PODS_PER_NODE), 1)
+    if count is None:
+        count = max(int(np.ceil(cores / (options.fill * (options.node_cpu or 1.0)))), 1)
+    cpu = options.node_cpu or max(np.ceil(max(cores / (options.fill * count), largest)), 1.0)
+    most = max(2 * highest_sum(born, gone, memory) / count, float(memory.max(initial=0.0)))
+    return equal_fleet(count, cpu, options.node_memory or max(4 * cpu, most))
+
+
+def equal_fleet(count: int, cpu: float, memory: float) -> Fleet:
+    """Nodes of one kind: cores and GiB."""
+    return Fleet(
+        tuple(f"equal-{row:04d}" for row in range(count)),
+        np.full(count, round(cpu * 1000), np.int64),
+        np.full(count, round(memory * GIB), np.int64),
+    )
+
+
+def highest_sum(born: Ints, gone: Ints, value: Floats | Ints) -> float:
+    """The highest sum of a figure over pods that are alive together."""
+    time = np.concatenate([born, gone])
+    change = np.concatenate([value, -value])
+    # At equal times what ends comes first: it makes room.
+    order = np.lexsort((change, time))
+    return float(np.cumsum(change[order]).max(initial=0.0))
+
+
+def _memory(pods: pl.DataFrame) -> Ints:
+    """Bytes that pods request; none where the trace does not say."""
+    gib = pods["memory_request"].fill_null(0.0).to_numpy()
+    memory: Ints = np.rint(gib * GIB).astype(np.int64)
+    return memory
+
+
+def _pods(
+    trace: Trace,
+    grid: UsageGrid,
+    online: Ints,
+    fleet: Fleet,
+    start: int,
+    stop: int,
+    options: ReplayOptions,
+) -> Pods:
+    """Online pods that are alive and offline pods that arrive in [start, stop)."""
+    services = trace.pods.filter(pl.col("tier") == "online")[online]
+    jobs = _jobs(trace, grid, fleet, start, stop, options)
+    table = pl.concat([services, jobs]).with_columns(
+        arrival=pl.col("start").dt.epoch("s").clip(start), gone=pl.col("end").dt.epoch("s")
+    )
+    arrival = table["arrival"].to_numpy()
+    gone = table["gone"].to_numpy()
+    duration = np.maximum(gone - arrival, 1)
+    offline = (table["tier"] == "offline").to_numpy()
+    index = {name: row for row, name in enumerate(fleet.names)}
+    node = np.array([index.get(name, -1) for name in table["node"]], np.int64)
+    # What runs at the start was placed before: known places first, then the largest pods, so that
+    # a full cluster does not begin with pods that find no node.
+    size = np.where(arrival == start, -table["cpu_request"].to_numpy(), 0.0)
+    order = np.lexsort((size, node < 0, offline, arrival))
+    return Pods(
+        names=tuple(table["pod"].gather(order)),
+        offline=offline[order],
+        millicpu=np.rint(table["cpu_request"].to_numpy() * 1000).astype(np.int64)[order],
+        memory=_memory(table)[order],
+        arrival=arrival[order],
+        duration=duration[order],
+        gone=np.maximum(gone, arrival + 1)[order],
+        horizon=_horizons(duration, options)[order],
+        node=np.where(offline, -1, node)[order],
+        grid=np.concatenate([online, np.full(jobs.height, -1)])[order].astype(np.int64),
+    )
+
+
+def _jobs(
+    trace: Trace, grid: UsageGrid, fleet: Fleet, start: int, stop: int, options: ReplayOptions
+) -> pl.DataFrame:
+    """Offline pods of the trace, or generated ones where it has none at all."""
+    own = trace.pods.filter(pl.col("tier") == "offline")
+    if own.height == 0:
+        idle = max(float(fleet.millicpu.sum()) / 1000 - _busy(grid, start), 0.0)
+        own = offline_pods(options.seed, start, stop, options.offline_load * idle)
+    arrival = pl.col("start").dt.epoch("s")
+    return own.filter((arrival >= start) & (arrival < stop))
+
+
+def _busy(grid: UsageGrid, start: int) -> float:
+    """Cores that online pods used on the average before the start; without usage, requests."""
+    past = grid.cpu[:, : max(grid.column(start), 0)]
+    if past.size:
+        return float(np.nansum(past, dtype=np.float64) / past.shape[1])
+    return float(grid.request[(grid.born <= start) & (grid.gone > start)].sum())
+
+
+def _horizons(duration: Ints, options: ReplayOptions) -> Ints:
+    """Index of the horizon that each pod's expected duration takes."""
+    rng = np.random.default_rng([options.seed, 1])
+    expected = duration * np.exp(options.duration_blur * rng.normal(size=len(duration)))
+    return np.array([horizon_index(seconds) for seconds in expected], np.int64)

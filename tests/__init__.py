@@ -1,0 +1,1 @@
+"""Tests of every package; those on the real control plane are under controlplane."""

@@ -1,0 +1,1 @@
+"""The extender, its shipped configuration and everything real around it."""

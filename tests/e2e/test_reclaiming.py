@@ -1,0 +1,211 @@
+"""Real kube-scheduler, API server, Prometheus and extender: what users rely on.
+
+The tests share one cluster and leave it as they found it.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.controlplane import objects, workload
+from tests.controlplane.api import ApiError
+from tests.controlplane.cluster import SCHEDULER, ControlPlane
+from tests.controlplane.fixtures import or_unavailable
+from tests.controlplane.process import wait_until
+from tests.controlplane.prometheus import find_prometheus
+from tests.e2e.world import (
+    DEPLOY,
+    NODES,
+    PODS_PER_NODE,
+    RESOURCE,
+    USAGE,
+    World,
+    build_world,
+    failed_scheduling,
+    reclaimable,
+)
+
+pytestmark = [pytest.mark.controlplane, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def world(
+    control_plane: ControlPlane,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[World]:
+    or_unavailable(find_prometheus)
+    namespace = f"test-{secrets.token_hex(4)}"
+    workload.create_namespace(control_plane.admin, namespace)
+    try:
+        with build_world(control_plane, namespace, tmp_path_factory.mktemp("e2e")) as made:
+            yield made
+    finally:
+        control_plane.stop_process(SCHEDULER)
+        workload.delete_all(control_plane.admin)
+
+
+def test_the_resource_is_advertised_on_every_node(world: World) -> None:
+    def amounts() -> list[str | None]:
+        nodes = world.plane.admin.get("/api/v1/nodes")["items"]
+        return [node["status"]["allocatable"].get(RESOURCE) for node in nodes]
+
+    # 8 cores allocatable = 8000 millicores, which the API server writes as 8k
+    wait_until(lambda: amounts() == ["8k"] * NODES, 30, "every node advertises the resource")
+
+
+def test_offline_pods_fill_what_is_reclaimable_and_not_one_more(world: World) -> None:
+    before = world.extender.nodes()
+    for node in before.values():
+        # three pods use 1.35 to 2.25 cores in all, and request 7.5
+        assert PODS_PER_NODE * USAGE * 0.7 < node["horizons"][0]["forecast_cores"] < 7.5
+        assert node["horizons"][0]["reclaimable_millicpu"] == reclaimable(node)
+    total = sum(reclaimable(node) // 1000 for node in before.values())
+    highest = {name: reclaimable(node) for name, node in before.items()}
+    world.offline("fill", total + 40, 1000)
+
+    def watch() -> bool:
+        for name, node in world.extender.nodes().items():
+            highest[name] = max(highest[name], reclaimable(node))
+        return sum(1 for pod in world.pods("fill") if pod["spec"].get("nodeName")) >= total - NODES
+
+    wait_until(watch, 120, "most of the pods are placed", interval=0.5)
+    placed, waiting = world.settled("fill")
+    after = world.extender.nodes()
+    for name, node in after.items():
+        highest[name] = max(highest[name], reclaimable(node))
+    asked = world.asked()
+    assert len(placed) > 0.8 * total
+    assert len(waiting) >= 20
+    for name, most in highest.items():
+        assert asked[name] <= most, f"{name} was promised {asked[name]} of {most}"
+    # Whoever waits finds room nowhere.
+    assert max(reclaimable(node) - asked[name] for name, node in after.items()) < 1000
+    world.delete("fill")
+
+
+def test_a_pod_that_does_not_fit_says_why_and_the_node_shows_its_promises(world: World) -> None:
+    (fits,) = world.offline("small", 1, 1500)
+    (large,) = world.offline("large", 1, 7400)
+    workload.wait_for_phase(world.plane.admin, world.namespace, [fits])
+    wait_until(
+        lambda: any(
+            "asks 7400m for 1 h, more than is reclaimable" in message
+            for message in failed_scheduling(world, large)
+        ),
+        60,
+        "an event names the cause and the ask",
+    )
+    assert not workload.pod(world.plane.admin, world.namespace, large)["spec"].get("nodeName")
+    node = workload.pod(world.plane.admin, world.namespace, fits)["spec"]["nodeName"]
+    described = world.plane.kubectl("describe", "node", node)
+    allocated = described[described.index("Allocated resources") :]
+    line = next(line for line in allocated.splitlines() if RESOURCE in line)
+    assert "1500" in line
+    world.delete("small")
+    world.delete("large")
+
+
+def test_online_pods_do_not_need_the_extender_and_offline_pods_wait_for_it(world: World) -> None:
+    admin = world.plane.admin
+    workload.create_nodes(admin, [objects.node("spare", cpu=8.0)])
+    world.extender.stop()
+    workload.create_pods(
+        admin, [objects.pod("web", world.namespace, cpu=2.0), objects.pod("web-2", world.namespace)]
+    )
+    world.offline("batch", 3, 500)
+    workload.wait_for_phase(admin, world.namespace, ["web", "web-2"])
+    time.sleep(3)  # long enough for a wrong placement, were there one
+    assert not [pod for pod in world.pods("batch") if pod["spec"].get("nodeName")]
+    world.extender.start()
+    workload.wait_for_phase(
+        admin, world.namespace, [f"batch-{n:03d}" for n in range(3)], timeout=90
+    )
+    world.delete("batch")
+    world.delete("web")
+    admin.delete("/api/v1/nodes/spare")
+
+
+@pytest.mark.parametrize("grace", [10.0, 0.0], ids=["SIGTERM", "SIGKILL"])
+def test_after_a_restart_nothing_is_promised_twice(world: World, grace: float) -> None:
+    room = sum(reclaimable(node) // 1000 for node in world.extender.nodes().values())
+    world.offline("old", room // 2, 1000)
+    wait_until(lambda: len(world.asked()) > 0, 60, "some pods are placed", interval=0.02)
+    # In the middle of a burst: holds, bindings under way and promises all exist.
+    world.extender.stop(grace=grace)
+    world.extender.start()
+    assert {
+        name: node["promised_millicpu"]
+        for name, node in world.extender.nodes().items()
+        if node["promised_millicpu"] < world.asked()[name]
+    } == {}
+    world.offline("new", room, 1000)
+    world.settled("")
+    asked = world.asked()
+    for name, node in world.extender.nodes().items():
+        assert asked[name] <= reclaimable(node) + 1000 * (node["blocked"] != ""), name
+        assert node["promised_millicpu"] == asked[name]
+    world.delete("old")
+    world.delete("new")
+
+
+def test_the_shipped_role_is_enough_and_no_more(world: World) -> None:
+    account = world.plane.client(world.account)
+    pod = workload.pods(world.plane.admin, world.namespace)[0]["metadata"]["name"]
+    for forbidden in (
+        lambda: account.get("/api/v1/secrets"),
+        lambda: account.get("/api/v1/namespaces/kube-system/configmaps"),
+        lambda: account.delete(f"/api/v1/namespaces/{world.namespace}/pods/{pod}"),
+        lambda: account.patch("/api/v1/nodes/node-00", {"metadata": {"labels": {"a": "b"}}}),
+        lambda: account.post("/api/v1/nodes", objects.node("mine")),
+    ):
+        with pytest.raises(ApiError) as error:
+            forbidden()
+        assert error.value.status == 403
+
+
+def test_the_manifests_are_accepted(world: World) -> None:
+    said = world.plane.kubectl(
+        "apply",
+        "--server-side",
+        "--dry-run=server",
+        "--force-conflicts",
+        "-f",
+        str(DEPLOY / "rbac.yaml"),
+    )
+    assert said.count("serverside-applied") == 3
+
+
+@pytest.mark.slow
+def test_promises_follow_the_tide(world: World) -> None:
+    """Usage doubles and falls again; a window takes five minutes, so this takes about twelve."""
+    pods = [pod["metadata"]["name"] for pod in world.pods("online")]
+    low = sum(reclaimable(node) for node in world.extender.nodes().values())
+    for pod in pods:
+        workload.set_usage(world.plane.admin, world.namespace, pod, 2 * USAGE)
+    # 150 pods x 0.6 cores more: 90 cores less to give. A first window may be half of the new usage.
+    wait_until(
+        lambda: sum(reclaimable(n) for n in world.extender.nodes().values()) < low - 60_000,
+        660,
+        "what is reclaimable falls with the rise of usage",
+        interval=2,
+    )
+    high_tide = {name: reclaimable(node) for name, node in world.extender.nodes().items()}
+    world.offline("tide", low // 1000, 1000)
+    world.settled("tide")
+    now = world.extender.nodes()
+    for name, asked in world.asked().items():
+        assert asked <= max(high_tide[name], reclaimable(now[name])), name
+    for pod in pods:
+        workload.set_usage(world.plane.admin, world.namespace, pod, USAGE)
+    before = len([pod for pod in world.pods("tide") if pod["spec"].get("nodeName")])
+    wait_until(
+        lambda: len([p for p in world.pods("tide") if p["spec"].get("nodeName")]) >= before + 50,
+        660,
+        "the fall of usage makes room for pods that wait",
+        interval=2,
+    )
+    world.delete("tide")

@@ -1,0 +1,276 @@
+"""A cluster of 50 full nodes, a day of usage, and the extender as its own process beside it."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from models.artifact import save_model
+from models.classical import classical
+from models.generator import ClusterSpec, generate_trace
+from models.trace import usage_grid
+from tests.controlplane import kwok, objects, workload
+from tests.controlplane.api import Json
+from tests.controlplane.backfill import cumulated, write_openmetrics
+from tests.controlplane.cluster import ControlPlane
+from tests.controlplane.process import Process, free_port, wait_until
+from tests.controlplane.prometheus import Prometheus
+from trainer.fit import calibrate_model
+from trainer.machines import placement_of
+
+ROOT = Path(__file__).resolve().parents[2]
+DEPLOY = ROOT / "deploy"
+RESOURCE = "archimedes.dev/reclaimed-millicpu"
+DURATION = "archimedes.dev/expected-duration"
+
+NODES = 50
+NODE_CPU = 8.0
+PODS_PER_NODE = 3
+REQUEST = 2.5  # cores: 3 x 2.5 = 7.5 of 8 are requested
+USAGE = 0.6  # cores that each of them really uses
+
+DAY = 86_400
+STEP = 60  # seconds between samples of the past
+
+
+class Extender:
+    """`archimedes extender` as its own process."""
+
+    def __init__(self, folder: Path, settings: Json) -> None:
+        self._folder = folder
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._config = folder / "extender.yaml"
+        self._config.write_text(yaml.safe_dump({**settings, "port": self.port}))
+        self._process: Process | None = None
+
+    def start(self) -> None:
+        """Start it, and return once it is ready and has made its first forecast."""
+        command = [sys.executable, "-m", "archimedes", "extender", "--config", str(self._config)]
+        self._process = Process("extender", command, self._folder)
+        self._process.wait_ready(self.ready, 60)
+        wait_until(self._forecasts, 60, "every node has a forecast")
+
+    def stop(self, *, grace: float = 10.0) -> None:
+        """SIGTERM, and after ``grace`` seconds SIGKILL; 0 kills at once."""
+        if self._process is not None:
+            self._process.stop(grace)
+            self._process = None
+
+    def ready(self) -> bool:
+        """What /readyz says."""
+        try:
+            with urllib.request.urlopen(f"{self.url}/readyz", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, ConnectionError):
+            return False
+
+    def nodes(self) -> dict[str, Json]:
+        """/v1/nodes by node."""
+        return {node["node"]: node for node in self.get("/v1/nodes")}
+
+    def get(self, path: str) -> Any:  # noqa: ANN401 - a decoded reply
+        """The JSON at a path; an object with one list is that list."""
+        with urllib.request.urlopen(f"{self.url}{path}", timeout=10) as answer:
+            found = json.load(answer)
+        return next(iter(found.values())) if isinstance(found, dict) and len(found) == 1 else found
+
+    def log(self) -> str:
+        """The end of its log."""
+        return "" if self._process is None else self._process.log_tail()
+
+    def _forecasts(self) -> bool:
+        nodes = self.nodes()
+        return len(nodes) >= NODES and all(
+            node["horizons"][0]["forecast_cores"] is not None and not node["blocked"]
+            for node in nodes.values()
+        )
+
+
+@dataclass(frozen=True)
+class World:
+    """What the tests work on."""
+
+    plane: ControlPlane
+    namespace: str
+    extender: Extender
+    account: str
+    prometheus: Prometheus
+
+    def offline(self, prefix: str, count: int, ask: int, duration: str = "1h") -> list[str]:
+        """Create offline pods that ask for so many millicores each; their names."""
+        names = [f"{prefix}-{number:03d}" for number in range(count)]
+        workload.create_pods(
+            self.plane.admin,
+            (
+                objects.pod(
+                    name,
+                    self.namespace,
+                    extended={RESOURCE: ask},
+                    annotations={DURATION: duration},
+                    usage=ask / 1000,
+                )
+                for name in names
+            ),
+        )
+        return names
+
+    def pods(self, prefix: str) -> list[Json]:
+        """Pods whose names begin so."""
+        found = workload.pods(self.plane.admin, self.namespace)
+        return [pod for pod in found if pod["metadata"]["name"].startswith(prefix)]
+
+    def delete(self, prefix: str) -> None:
+        """Delete pods whose names begin so, and wait until they and their promises are gone."""
+        for pod in self.pods(prefix):
+            name = pod["metadata"]["name"]
+            self.plane.admin.delete(
+                f"/api/v1/namespaces/{self.namespace}/pods/{name}", grace_seconds=0
+            )
+        wait_until(lambda: not self.pods(prefix), 30, f"pods {prefix} are gone")
+        wait_until(self.agrees, 30, "the ledger has let go of them")
+
+    def asked(self) -> Counter[str]:
+        """Millicores of offline pods by node, as the API server shows them."""
+        sums: Counter[str] = Counter()
+        for pod in workload.pods(self.plane.admin, self.namespace):
+            node = pod["spec"].get("nodeName")
+            requests = pod["spec"]["containers"][0]["resources"].get("requests", {})
+            if node and RESOURCE in requests:
+                sums[node] += millicores(requests[RESOURCE])
+        return sums
+
+    def agrees(self) -> bool:
+        """Whether the extender's ledger holds what the API server shows, and nothing else."""
+        promised = {
+            name: node["promised_millicpu"]
+            for name, node in self.extender.nodes().items()
+            if node["promised_millicpu"]
+        }
+        return promised == dict(self.asked())
+
+    def settled(self, prefix: str) -> tuple[list[Json], list[Json]]:
+        """Wait until kube-scheduler places no more of these pods: those that run, those that wait.
+
+        kube-scheduler retries a pod after 10 s at most, so 12 quiet seconds mean that it is done.
+        """
+        last: tuple[int, float] = (-1, time.monotonic())
+
+        def quiet() -> bool:
+            nonlocal last
+            bound = sum(1 for pod in self.pods(prefix) if pod["spec"].get("nodeName"))
+            if bound != last[0]:
+                last = (bound, time.monotonic())
+            return time.monotonic() - last[1] > 12 and self.agrees()
+
+        wait_until(quiet, 120, f"no more of {prefix} is placed", interval=0.5)
+        pods = self.pods(prefix)
+        return (
+            [pod for pod in pods if pod["spec"].get("nodeName")],
+            [pod for pod in pods if not pod["spec"].get("nodeName")],
+        )
+
+
+def millicores(quantity: str) -> int:
+    """An extended resource's amount; the API server writes 2000 as "2k"."""
+    return int(quantity[:-1]) * 1000 if quantity.endswith("k") else int(quantity)
+
+
+def reclaimable(node: Json) -> int:
+    """What the design's formula gives for one hour: 8 x 0.95 - 0.1 - forecast, in millicores."""
+    free = NODE_CPU * 0.95 - 0.1 - float(node["horizons"][0]["forecast_cores"])
+    return max(math.floor(free * 1000 + 1e-6), 0)
+
+
+@contextmanager
+def build_world(plane: ControlPlane, namespace: str, folder: Path) -> Iterator[World]:
+    """Fill 50 nodes, remember a day, start Prometheus, the extender and kube-scheduler."""
+    names = [f"node-{number:02d}" for number in range(NODES)]
+    workload.create_nodes(plane.admin, (objects.node(name, cpu=NODE_CPU) for name in names))
+    online = {f"online-{n:02d}-{p}": names[n] for n in range(NODES) for p in range(PODS_PER_NODE)}
+    workload.create_pods(
+        plane.admin,
+        (
+            objects.pod(pod, namespace, cpu=REQUEST, usage=USAGE, node_name=node)
+            for pod, node in online.items()
+        ),
+    )
+    workload.wait_for_phase(plane.admin, namespace, online, timeout=60)
+    past = _write_day(folder / "day.txt", namespace, online)
+    plane.kubectl("apply", "-f", str(DEPLOY / "rbac.yaml"))
+    account = plane.service_account("kube-system", "archimedes-extender")
+    _save_model(folder / "models" / "1")
+    scrape = [kwok.scrape_config(plane.kwok_port)]
+    with Prometheus(folder / "prometheus", scrape, past) as prometheus:
+        extender = Extender(
+            folder,
+            {
+                "kubeconfig": str(plane.kubeconfig(account)),
+                "prometheus": {"url": prometheus.url, "history_days": 1, "delay_seconds": 10},
+                "model": {"directory": str(folder / "models")},
+                "refresh_seconds": 5,
+                "hold_seconds": 5,
+            },
+        )
+        try:
+            extender.start()
+            plane.start_scheduler(shipped_configuration(extender.url))
+            yield World(plane, namespace, extender, account, prometheus)
+        finally:
+            extender.stop()
+
+
+def shipped_configuration(url: str) -> Json:
+    """deploy/kube-scheduler-config.yaml with the test's address, and nothing else changed."""
+    text = (DEPLOY / "kube-scheduler-config.yaml").read_text()
+    assert text.count("http://127.0.0.1:8080") == 2
+    config: Json = yaml.safe_load(text.replace("http://127.0.0.1:8080", url))
+    return config
+
+
+def _write_day(path: Path, namespace: str, online: dict[str, str]) -> Path:
+    """A day of usage up to now: a tide of a quarter around the mean, and some noise."""
+    rng = np.random.default_rng(0)
+    times = np.arange(time.time() - DAY, time.time(), STEP)
+    tide = 1 + 0.25 * np.sin(2 * np.pi * times / DAY)
+    history = {
+        (namespace, pod): cumulated(
+            times.tolist(), (USAGE * tide * rng.uniform(0.9, 1.1, len(times))).tolist()
+        )
+        for pod in online
+    }
+    return write_openmetrics(
+        path, history, {(namespace, pod): node for pod, node in online.items()}
+    )
+
+
+def _save_model(folder: Path) -> None:
+    """A calibrated version that follows usage at once, up and down: what a tide needs.
+
+    It is calibrated on a cluster as calm as the test's, so that its margin is small.
+    """
+    trace = generate_trace(ClusterSpec(nodes=10, days=6, spikes_per_day=0.1, noise=0.05))
+    grid = usage_grid(trace)
+    model = calibrate_model(
+        classical("koordinator-batch"), grid, seed=0, placement=placement_of(trace, grid)
+    )
+    save_model(model, folder)
+
+
+def failed_scheduling(world: World, name: str) -> Iterable[str]:
+    """Messages of a pod's FailedScheduling events."""
+    events = workload.events(world.plane.admin, world.namespace, name)
+    return [str(e.get("message") or e.get("note")) for e in events]

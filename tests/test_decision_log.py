@@ -1,0 +1,123 @@
+"""The decision log: what is remembered, what is on disk, and what a crash leaves."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from extender import decision_log
+from extender.decision_log import Binding, Candidate, Decision, DecisionLog, Record, read_log
+
+
+def decision(pod: str, time: float = 1.0) -> Decision:
+    """A filter call of a pod."""
+    return Decision(
+        time=time,
+        pod=pod,
+        uid=f"uid-{pod}",
+        offline=True,
+        millicpu=1500,
+        horizon_hours=6,
+        snapshot=3,
+        model_version="7",
+        offered=2,
+        candidates=(Candidate("n1", 0.25, 4000),),
+        rejected={"asks 1500m for 6 h, more than is reclaimable": 1},
+    )
+
+
+def binding(pod: str, error: str = "") -> Binding:
+    """A bind call of a pod."""
+    return Binding(
+        time=2.0,
+        pod=pod,
+        uid=f"uid-{pod}",
+        node="n1",
+        millicpu=1500,
+        horizon_hours=6,
+        model_version="7",
+        error=error,
+    )
+
+
+def test_the_newest_come_first_and_by_pod() -> None:
+    log = DecisionLog()
+    records: list[Record] = [decision("default/a"), decision("default/b"), binding("default/a")]
+    for record in records:
+        log.append(record)
+    assert log.recent() == records[::-1]
+    assert log.recent("default/a") == [records[2], records[0]]
+    assert log.recent(limit=1) == [records[2]]
+    assert log.recent("default/nobody") == []
+
+
+def test_memory_is_bounded() -> None:
+    log = DecisionLog(keep=3)
+    for number in range(10):
+        log.append(decision(f"default/{number}"))
+    assert [record.pod for record in log.recent()] == ["default/9", "default/8", "default/7"]
+
+
+def test_what_was_written_is_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "decisions.jsonl"
+    log = DecisionLog(path)
+    records: list[Record] = [
+        decision("default/a"),
+        binding("default/a", 'node "n1"\nis full \u0000'),
+    ]
+    for record in records:
+        log.append(record)
+    log.close()
+    assert list(read_log(path)) == records
+
+
+def test_a_restart_appends(tmp_path: Path) -> None:
+    path = tmp_path / "decisions.jsonl"
+    for name in ("default/a", "default/b"):
+        log = DecisionLog(path)
+        log.append(decision(name))
+        log.close()
+    assert [record.pod for record in read_log(path)] == ["default/a", "default/b"]
+
+
+def test_a_half_written_last_line_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "decisions.jsonl"
+    log = DecisionLog(path)
+    log.append(decision("default/a"))
+    log.append(decision("default/b"))
+    log.close()
+    path.write_bytes(path.read_bytes()[:-10])
+    assert [record.pod for record in read_log(path)] == ["default/a"]
+
+
+def test_a_broken_line_in_the_middle_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "decisions.jsonl"
+    path.write_bytes(b'{"kind":"filter"}\n')
+    with pytest.raises(msgspec.DecodeError):
+        list(read_log(path))
+
+
+def test_a_large_file_is_rotated_and_one_predecessor_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "decisions.jsonl"
+    line = len(msgspec.json.encode(decision("default/0"))) + 1
+    monkeypatch.setattr(decision_log, "MAX_BYTES", 2 * line)
+    log = DecisionLog(path)
+    for number in range(7):  # three lines are more than two: rotated after 3 and after 6
+        log.append(decision(f"default/{number}"))
+    log.close()
+    older = path.with_suffix(".jsonl.1")
+    assert [record.pod[-1] for record in read_log(older)] == ["3", "4", "5"]
+    assert [record.pod[-1] for record in read_log(path)] == ["6"]
+
+
+def test_flush_shows_what_is_buffered(tmp_path: Path) -> None:
+    path = tmp_path / "decisions.jsonl"
+    log = DecisionLog(path)
+    log.append(decision("default/a"))
+    log.flush()
+    assert len(list(read_log(path))) == 1
+    log.close()
+    log.close()  # twice is harmless
+    DecisionLog().flush()

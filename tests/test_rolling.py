@@ -1,0 +1,167 @@
+"""Forecasts that keep calibrating themselves: by name, from what has resolved only."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from models.arrays import Floats
+from models.calibration import Calibration, Recalibrator, fit_calibration, sketch, tail_knob
+from models.classical import CLASSICAL
+from models.errors import TraceError
+from models.grid import WEEK, WINDOW
+from models.history import History, build_history
+from models.policy import HORIZONS
+from models.rolling import RollingForecast
+from models.shipped import shipped
+from models.truth import STEP
+
+NOW = 10 * 86_400
+
+
+def history(time: int, cores: list[float], known: int = WEEK) -> History:
+    """One pod on each node that has used so many cores for ever."""
+    count = len(cores)
+    usage = np.repeat(np.array(cores, np.float32)[:, None], WEEK, axis=1)
+    usage[:, : WEEK - known] = np.nan
+    index = np.arange(count)
+    return build_history(time, usage, np.full(count, 4.0), index, index, np.full(count, 8.0))
+
+
+def names(count: int, prefix: str = "p") -> list[str]:
+    return [f"{prefix}{i}" for i in range(count)]
+
+
+def rolling() -> RollingForecast:
+    return RollingForecast(shipped(CLASSICAL["trailing-max-24h"]))
+
+
+def test_forecasts_do_not_fall_with_the_horizon_and_cover_the_expected() -> None:
+    found = rolling().refresh(history(NOW, [1.0, 2.0]), names(2), names(2, "n"))
+    assert found.forecast.shape == (2, len(HORIZONS))
+    assert (np.diff(found.forecast, axis=1) >= 0).all()
+    assert (found.expected <= found.forecast).all()
+
+
+def test_a_node_without_pods_needs_nothing_and_young_pods_count_with_their_requests() -> None:
+    young = history(NOW, [1.0], known=10)
+    assert rolling().refresh(young, names(1), names(1)).forecast.tolist() == [[4.0] * 5]
+
+
+def test_names_that_do_not_match_are_refused() -> None:
+    with pytest.raises(ValueError, match="named"):
+        rolling().refresh(history(NOW, [1.0]), [], names(1))
+
+
+def test_usage_above_the_forecasts_raises_the_next_ones() -> None:
+    calm, surprised = rolling(), rolling()
+    for number in range(60):
+        time = NOW + number * STEP
+        calm.refresh(history(time, [1.0]), names(1), names(1))
+        # each half hour the pod uses 5 % more than ever before: the trailing maximum is too low
+        surprised.refresh(history(time, [1.0 * 1.05**number]), names(1), names(1))
+    later = NOW + 60 * STEP
+    same = [r.refresh(history(later, [1.0]), names(1), names(1)) for r in (calm, surprised)]
+    assert same[1].forecast[0, 0] > same[0].forecast[0, 0]
+
+
+def test_pods_are_followed_by_name_when_their_rows_change() -> None:
+    straight, shuffled = rolling(), rolling()
+    for number in range(30):
+        time = NOW + number * STEP
+        cores = [1.0, 1.03**number]
+        one = straight.refresh(history(time, cores), names(2), names(2, "n"))
+        turned = history(time, cores[::-1])
+        # the same pods on the same nodes, listed the other way round
+        other = shuffled.refresh(turned, names(2)[::-1], names(2, "n")[::-1])
+        np.testing.assert_allclose(one.forecast, other.forecast[::-1], rtol=1e-9)
+
+
+def test_what_has_not_resolved_changes_nothing() -> None:
+    one, other = rolling(), rolling()
+    for time in (NOW, NOW + WINDOW):
+        a = one.refresh(history(time, [1.0]), names(1), names(1))
+        b = other.refresh(history(time, [1.0]), names(1), names(1))
+    np.testing.assert_array_equal(a.forecast, b.forecast)
+
+
+def exponential(count: int, seed: int = 0) -> Floats:
+    return np.random.default_rng(seed).exponential(1.0, count)
+
+
+@pytest.mark.parametrize("target", [0.005, 0.01, 0.05, 0.1])
+def test_with_many_cases_the_knob_is_the_quantile(target: float) -> None:
+    scores = exponential(50_000)
+    knob = tail_knob(scores, np.ones(len(scores)), 50_000.0, target, target)
+    # the quantile of an exponential distribution with mean 1 is -ln(p)
+    assert knob == pytest.approx(-np.log(target), rel=0.06)
+
+
+def test_few_cases_are_taken_with_more_caution() -> None:
+    scores = exponential(200)
+    weights = np.ones(200)
+    assert tail_knob(scores, weights, 1.0, 0.01, 0.01) > tail_knob(
+        scores, weights, 500.0, 0.01, 0.01
+    )
+
+
+def test_a_sketch_keeps_the_mean() -> None:
+    scores = exponential(1000)
+    edges_mean = float((sketch(scores) * np.diff(np.r_[0.0, np.cumsum(shares())])).sum())
+    assert edges_mean == pytest.approx(scores.mean(), rel=1e-6)
+
+
+def shares() -> Floats:
+    from models.calibration import SHARES
+
+    return SHARES
+
+
+def calibration(seed: int = 0) -> Calibration:
+    rng = np.random.default_rng(seed)
+    times = np.repeat(np.arange(200) * STEP, 10)
+    return fit_calibration(rng.normal(size=(2000, len(HORIZONS))), times)
+
+
+def test_stricter_targets_need_higher_knobs() -> None:
+    found = calibration()
+    assert (found.knobs(0.005) > found.knobs(0.01)).all()
+    assert (found.knobs(0.01) > found.knobs(0.05)).all()
+
+
+def test_a_horizon_without_scores_is_refused() -> None:
+    scores = np.zeros((10, len(HORIZONS)))
+    scores[:, 2] = np.nan
+    with pytest.raises(TraceError, match="6 h"):
+        fit_calibration(scores, np.arange(10) * STEP)
+
+
+def test_violations_tighten_and_calm_loosens() -> None:
+    tight, loose = Recalibrator(calibration(), 0.01), Recalibrator(calibration(), 0.01)
+    for number in range(300):
+        made = number * STEP
+        tight.knobs(made)
+        loose.knobs(made)
+        for horizon in range(len(HORIZONS)):
+            tight.observe(made, horizon, np.full(20, 50.0))
+            loose.observe(made, horizon, np.full(20, -1.0))
+    later = 301 * STEP + 86_400
+    assert (tight.knobs(later) > calibration().knobs(0.01)).all()
+    assert (loose.knobs(later) < calibration().knobs(0.01)).all()
+
+
+def test_unknown_truths_teach_nothing() -> None:
+    one, other = Recalibrator(calibration(), 0.01), Recalibrator(calibration(), 0.01)
+    for r in (one, other):
+        r.knobs(0)
+    other.observe(0, 0, np.full(5, np.nan))
+    np.testing.assert_array_equal(one.knobs(86_400), other.knobs(86_400))
+
+
+def test_a_frozen_prediction_keeps_its_cap() -> None:
+    model = shipped(CLASSICAL["n-sigma-7d"])
+    capped = RollingForecast(replace(model, version="x"))
+    found = capped.refresh(history(NOW, [100.0]), names(1), names(1))
+    assert np.isfinite(found.forecast).all()

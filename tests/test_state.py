@@ -1,0 +1,337 @@
+"""The state under events: new, repeated, out of order, lost."""
+
+import numpy as np
+import pytest
+
+from extender.outlook import unknown
+from extender.snapshot import Reason
+from models.policy import HORIZONS, Policy
+from models.rolling import Forecast
+from tests.extender_world import PLAIN, START, World, as_node, as_pod, node_json, pod_json
+
+
+@pytest.fixture
+def world() -> World:
+    """Two nodes of 8 cores, listed, with forecast peaks of 2 cores."""
+    made = World()
+    made.sync()
+    made.forecast(2.0)
+    return made
+
+
+def free(world: World, node: str = "n1", horizon: int = 0) -> int:
+    """Millicores reclaimable on a node before promises."""
+    snapshot = world.state.snapshot(world.now)
+    return int(snapshot.free[snapshot.index[node], horizon])
+
+
+def promised(world: World, node: str = "n1") -> int:
+    """Millicores charged on a node."""
+    snapshot = world.state.snapshot(world.now)
+    return int(snapshot.promised[snapshot.index[node]])
+
+
+def blocked(world: World, node: str = "n1") -> Reason:
+    """What blocks a node."""
+    snapshot = world.state.snapshot(world.now)
+    return Reason(int(snapshot.blocked[snapshot.index[node]]))
+
+
+# Readiness
+
+
+def test_ready_needs_both_lists() -> None:
+    world = World()
+    seen = [world.state.ready]
+    for feed in (world.state.node_feed(), world.state.pod_feed()):
+        feed.retain(set())
+        seen.append(world.state.ready)
+    assert seen == [False, False, True]
+
+
+def test_case_38_the_ledger_is_rebuilt_from_the_list_before_ready() -> None:
+    world = World()
+    world.cluster.put_pod(as_pod(pod_json("a", 1500, node="n1", phase="Running")))
+    pods = world.state.pod_feed()
+    for pod in world.cluster.pods.values():
+        pods.put(pod)
+    pods.retain({"uid-a"})
+    before = world.state.ready  # the node is not listed yet, so nothing can be charged on it
+    nodes = world.state.node_feed()
+    nodes.retain({nodes.put(node) for node in world.cluster.nodes.values()})
+    assert (before, world.state.ready) == (False, True)
+    assert promised(world) == 1500
+
+
+# Free millicores
+
+
+def test_free_is_what_forecast_and_ceiling_leave(world: World) -> None:
+    assert free(world) == 6000  # 8 cores - 2
+
+
+def test_the_advertised_share_is_a_ceiling() -> None:
+    world = World(advertise_share=0.5)
+    world.sync()
+    world.forecast(2.0)
+    assert free(world) == 4000  # min(8 - 2, 8 x 0.5)
+    assert world.state.snapshot(START).emptied.tolist() == [4000, 4000]
+
+
+def test_the_models_policy_counts() -> None:
+    world = World()
+    world.sync()
+    capture = world.state.capture()
+    peaks = np.full((2, len(HORIZONS)), 2.0)
+    newest = np.full(2, world.now)
+    policy = Policy(ceiling=0.5, system_reserve=1.0)
+    world.state.serve(capture, Forecast(peaks, peaks), newest, "8", policy)
+    assert free(world) == 1000  # 8 x 0.5 - 1 - 2
+    assert world.state.snapshot(world.now).model_version == "8"
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_a_broken_forecast_blocks_the_node(world: World, broken: float) -> None:
+    world.forecast({"n1": broken, "n2": 2.0})
+    assert (free(world), blocked(world)) == (0, Reason.NO_FORECAST)
+    assert (free(world, "n2"), blocked(world, "n2")) == (6000, Reason.FITS)
+
+
+def test_a_new_node_waits_for_its_first_forecast(world: World) -> None:
+    world.cluster.put_node(as_node(node_json("n3")))
+    assert (free(world, "n3"), blocked(world, "n3")) == (0, Reason.NO_FORECAST)
+    world.forecast(2.0)
+    assert free(world, "n3") == 6000
+
+
+def test_without_a_model_online_pods_are_ranked_by_requests() -> None:
+    world = World()
+    world.cluster.put_pod(as_pod(pod_json("a", cpu="3", node="n1")))
+    world.sync()
+    snapshot = world.state.snapshot(world.now)
+    assert snapshot.forecast[snapshot.index["n1"]].tolist() == [3.0] * 5
+    scores = {s["Host"]: s["Score"] for s in world.prioritize(pod_json("b", cpu="1"), ["n1", "n2"])}
+    assert scores == {"n1": 0, "n2": 10}
+
+
+def test_a_node_that_grows_has_more_to_give(world: World) -> None:
+    world.cluster.put_node(as_node(node_json("n1", "16")))
+    assert free(world) == 14_000
+
+
+def test_a_node_that_shrinks_keeps_its_promises_and_gives_nothing_more(world: World) -> None:
+    world.cluster.put_pod(as_pod(pod_json("a", 5000, node="n1")))
+    world.cluster.put_node(as_node(node_json("n1", "4")))
+    assert (free(world), promised(world)) == (2000, 5000)
+    assert world.filter(pod_json("b", 1), ["n1"])["NodeNames"] == []
+
+
+# Staleness
+
+
+def test_case_20_usage_that_is_too_old_blocks_in_time(world: World) -> None:
+    world.now += PLAIN.max_usage_age
+    world.cluster.hear()
+    assert blocked(world) is Reason.FITS
+    world.now += 0.001
+    world.cluster.hear()
+    assert blocked(world) is Reason.STALE_USAGE
+    world.forecast(2.0)  # new usage arrives
+    assert blocked(world) is Reason.FITS
+
+
+def test_one_stale_node_does_not_block_the_others(world: World) -> None:
+    capture = world.state.capture()
+    peaks = np.full((2, len(HORIZONS)), 2.0)
+    newest = np.array([world.now - 1000, world.now])
+    world.state.serve(capture, Forecast(peaks, peaks), newest, "7", PLAIN)
+    assert blocked(world, "n1") is Reason.STALE_USAGE
+    assert blocked(world, "n2") is Reason.FITS
+
+
+def test_a_silent_watch_stops_promises_until_it_is_heard_again(world: World) -> None:
+    seen = []
+    for seconds, hear in ((150.0, ()), (1.0, ()), (0.0, ("node",)), (0.0, ("pod",))):
+        world.now += seconds
+        if "node" in hear:
+            world.state.node_feed().heard()
+        if "pod" in hear:
+            world.state.pod_feed().heard()
+        seen.append(blocked(world))
+    # Hearing of nodes alone is not enough: the watch on pods is still silent.
+    assert seen == [Reason.FITS, Reason.DISCONNECTED, Reason.DISCONNECTED, Reason.FITS]
+
+
+def test_a_clock_that_goes_back_blocks_nothing_for_good(world: World) -> None:
+    world.now += 1000
+    assert blocked(world) is Reason.DISCONNECTED
+    world.now -= 1000
+    assert blocked(world) is Reason.FITS
+
+
+def test_the_age_of_usage_is_told(world: World) -> None:
+    world.now += 100
+    assert world.state.snapshot(world.now).usage_age.tolist() == [100.0, 100.0]
+
+
+# Online pods
+
+
+def test_a_new_online_pod_counts_at_once_with_its_request(world: World) -> None:
+    world.cluster.put_pod(as_pod(pod_json("a", cpu="1500m", node="n1")))
+    assert free(world) == 4500  # 8 - 2 - 1.5
+    world.cluster.put_pod(as_pod(pod_json("a", cpu="1500m", node="n1", phase="Running")))
+    assert free(world) == 4500  # the same pod again
+
+
+def test_a_raised_request_counts_at_once_and_a_lowered_one_does_not(world: World) -> None:
+    world.cluster.put_pod(as_pod(pod_json("a", cpu="1", node="n1")))
+    world.cluster.put_pod(as_pod(pod_json("a", cpu="3", node="n1")))
+    assert free(world) == 3000  # 8 - 2 - 3
+    world.cluster.put_pod(as_pod(pod_json("a", cpu="1", node="n1")))
+    assert free(world) == 3000
+
+
+def test_a_pending_online_pod_counts_nowhere(world: World) -> None:
+    world.cluster.put_pod(as_pod(pod_json("a", cpu="1")))
+    assert free(world) == 6000
+
+
+def test_a_deleted_online_pod_lowers_nothing_before_the_next_refresh(world: World) -> None:
+    world.cluster.put_pod(as_pod(pod_json("a", cpu="1", node="n1")))
+    world.cluster.delete_pod("default", "a")
+    assert free(world) == 5000
+    world.forecast(2.0)
+    assert free(world) == 6000
+
+
+def test_a_pod_that_comes_while_forecasts_are_made_stays_added(world: World) -> None:
+    world.cluster.put_pod(as_pod(pod_json("early", cpu="1", node="n1")))
+    capture = world.state.capture()
+    world.cluster.put_pod(as_pod(pod_json("late", cpu="500m", node="n1")))
+    world.cluster.put_pod(as_pod(pod_json("early", cpu="1200m", node="n1")))
+    outlook = unknown(2)
+    outlook.forecast.forecast[:] = outlook.forecast.expected[:] = 3.0  # 2 before + 1 for early
+    world.state.serve(capture, outlook.forecast, np.full(2, world.now), "7", PLAIN)
+    assert free(world) == 4300  # 8 - 3 - 0.5 of late - 0.2 that early asks more
+
+
+def test_offline_pods_do_not_raise_the_forecast_but_their_ordinary_requests_do(
+    world: World,
+) -> None:
+    world.cluster.put_pod(as_pod(pod_json("a", 1000, node="n1")))
+    assert (free(world), promised(world)) == (6000, 1000)
+    world.cluster.put_pod(as_pod(pod_json("b", 1000, cpu="500m", node="n1")))
+    assert (free(world), promised(world)) == (5500, 2000)
+
+
+# Offline pods
+
+
+def test_a_bound_pod_is_charged_until_it_ends(world: World) -> None:
+    world.cluster.put_pod(as_pod(pod_json("a", 1500)))
+    assert promised(world) == 0
+    world.cluster.put_pod(as_pod(pod_json("a", 1500, node="n1", phase="Running")))
+    assert promised(world) == 1500
+    world.cluster.put_pod(as_pod(pod_json("a", 1500, node="n1", phase="Succeeded")))
+    assert promised(world) == 0
+
+
+def test_a_deleted_pod_gives_back_its_promise_or_its_hold(world: World) -> None:
+    world.cluster.put_pod(as_pod(pod_json("a", 1500, node="n1")))
+    pending = pod_json("b", 700)
+    world.cluster.put_pod(as_pod(pending))
+    world.filter(pending)
+    assert promised(world) == 2200
+    world.cluster.delete_pod("default", "a")
+    world.cluster.delete_pod("default", "b")
+    assert promised(world) == 0
+
+
+def test_events_that_arrive_out_of_order_change_nothing(world: World) -> None:
+    feed = world.state.pod_feed()
+    pending, bound = pod_json("a", 1500), pod_json("a", 1500, node="n1")
+    pending["metadata"]["resourceVersion"], bound["metadata"]["resourceVersion"] = "10", "11"
+    feed.put(as_pod(bound))
+    feed.put(as_pod(pending))
+    assert promised(world) == 1500
+
+
+def test_a_pod_on_a_node_that_is_not_known_is_charged_when_the_node_comes(world: World) -> None:
+    world.cluster.put_pod(as_pod(pod_json("a", 1500, node="n9", cpu="1")))
+    world.cluster.put_node(as_node(node_json("n9")))
+    assert promised(world, "n9") == 1500
+
+
+def test_a_node_that_goes_and_comes_back_keeps_its_pods_promises(world: World) -> None:
+    world.cluster.put_pod(as_pod(pod_json("a", 1500, node="n1")))
+    node = world.cluster.nodes["n1"]
+    world.cluster.delete_node("n1")
+    assert "n1" not in world.state.snapshot(world.now).index
+    world.cluster.put_node(node)
+    assert (promised(world), blocked(world)) == (1500, Reason.NO_FORECAST)
+
+
+def test_a_row_that_is_used_again_brings_nothing_along(world: World) -> None:
+    world.cluster.put_pod(as_pod(pod_json("a", 1500, node="n1", cpu="1")))
+    before = world.state.snapshot(world.now)
+    row = before.index["n1"]
+    world.cluster.delete_node("n1")
+    world.cluster.put_node(as_node(node_json("n3", "4")))
+    after = world.state.snapshot(world.now)
+    assert after.index == {"n2": before.index["n2"], "n3": row}
+    assert (after.promised[row], after.free[row].max(), after.allocatable[row]) == (0, 0, 4.0)
+    world.forecast(1.0)
+    assert free(world, "n3") == 3000
+    assert before.index["n1"] == row  # what was handed out stays as it was
+    assert before.allocatable[row] == 8.0
+
+
+def test_a_complete_list_drops_what_vanished(world: World) -> None:
+    for name in "abc":
+        world.cluster.put_pod(as_pod(pod_json(name, 1000, node="n1")))
+    world.filter(pod_json("held", 500))
+    world.state.pod_feed().retain({"uid-b"})
+    assert promised(world) == 1500  # b, and a hold that no list could show
+    world.state.node_feed().retain({"n2"})
+    assert set(world.state.snapshot(world.now).index) == {"n2"}
+
+
+def test_snapshots_do_not_change_and_cannot_be_changed(world: World) -> None:
+    before = world.state.snapshot(world.now)
+    copies = {name: getattr(before, name).copy() for name in ("free", "forecast", "promised")}
+    world.cluster.put_pod(as_pod(pod_json("a", 1500, node="n1", cpu="1")))
+    world.cluster.put_node(as_node(node_json("n1", "16")))
+    after = world.state.snapshot(world.now)
+    assert after.id > before.id
+    for name, copy in copies.items():
+        assert np.array_equal(getattr(before, name), copy)
+        with pytest.raises(ValueError, match="read-only"):
+            getattr(before, name)[0] = 1
+
+
+def test_the_snapshots_number_grows_only_when_something_changed(world: World) -> None:
+    first = world.state.snapshot(world.now).id
+    world.now += 5
+    world.cluster.put_node(as_node(node_json("n1")))  # a heartbeat
+    assert world.state.snapshot(world.now).id == first
+    world.now += 1000
+    assert world.state.snapshot(world.now).id == first + 1  # the API server is lost
+
+
+# Advertising
+
+
+def test_nodes_are_advertised_until_their_status_says_so(world: World) -> None:
+    assert world.state.unadvertised() == {"n1": 8000, "n2": 8000}
+    world.cluster.put_node(as_node(node_json("n1", "8", "8k")))
+    assert world.state.unadvertised() == {"n2": 8000}
+    world.cluster.put_node(as_node(node_json("n1", "8")))  # a kubelet dropped it
+    world.cluster.delete_node("n2")
+    assert world.state.unadvertised() == {"n1": 8000}
+
+
+def test_advertising_can_be_left_to_others() -> None:
+    world = World(advertise=False)
+    world.sync()
+    assert world.state.unadvertised() == {}

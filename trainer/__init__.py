@@ -1,0 +1,1 @@
+"""How a forecaster is made and judged: importers, data set, fit, calibration, backtest."""

@@ -1,0 +1,134 @@
+"""`archimedes trainer train`: fit a model on a trace and register it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import typer
+
+from models.cli import Json, TrackingUri, user
+from models.errors import SettingsError
+from models.policy import TARGETS, Policy
+from models.store import DEFAULT_TRACKING_URI
+from models.versions import metric_lines
+
+if TYPE_CHECKING:
+    from models.model import Model
+    from trainer.fit import Progress
+
+
+def train(
+    trace: Annotated[Path, typer.Option("--trace", help="Folder of the trace.")],
+    register: Annotated[
+        bool,
+        typer.Option("--register/--no-register", help="Register the model as the challenger."),
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="New folder for the model and its figures."),
+    ] = None,
+    promote_first: Annotated[
+        bool,
+        typer.Option("--promote-first", help="Make it the champion where there is none yet."),
+    ] = False,
+    target: Annotated[
+        float,
+        typer.Option(
+            "--target",
+            min=TARGETS[0],
+            max=TARGETS[-1],
+            help="Accepted probability that a node's peak exceeds its forecast.",
+        ),
+    ] = Policy().target,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Same seed, same model.")] = 0,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of LightGBM.")] = 2,
+    tracking_uri: TrackingUri = DEFAULT_TRACKING_URI,
+    as_json: Json = False,
+) -> None:
+    """Fit a forecaster on a trace, calibrate it on the trace's end, log it to MLflow.
+
+    Give --register, --out, or both.
+    """
+    if promote_first and not register:
+        raise SettingsError("--promote-first promotes what was registered; add --register")
+    if not register and out is None:
+        raise SettingsError("say where the model goes: --register, --out DIR, or both")
+    if out is not None and out.exists():
+        raise SettingsError(f"--out: {out} exists already; name a new folder")
+    from models.registry import Registry
+    from models.trace import read_trace
+    from trainer import train as training
+
+    source = read_trace(trace)
+    registry = Registry(tracking_uri)
+    if register:
+        registry.prepare()
+    with TemporaryDirectory(prefix="archimedes-") as scratch, _progress() as progress:
+        trained = training.train(
+            source,
+            Path(scratch),
+            seed=seed,
+            policy=Policy(target=target),
+            threads=threads,
+            progress=progress,
+        )
+        version = training.register(trained, source.name, registry) if register else None
+        if out is not None:
+            shutil.copytree(scratch, out)
+    promoted = promote_first and version is not None and registry.alias("champion") is None
+    if promoted and version is not None:
+        registry.promote(version, "the first version", user())
+    _report(trained.model, source.name, version, out, promoted=promoted, as_json=as_json)
+
+
+def _report(
+    model: Model,
+    trace: str,
+    version: str | None,
+    out: Path | None,
+    *,
+    promoted: bool,
+    as_json: bool,
+) -> None:
+    training = model.training
+    if as_json:
+        shown = {
+            "trace": trace,
+            "trace_sha256": training.data_digest,
+            "forecaster": model.forecaster.name,
+            "target": model.policy.target,
+            "version": version,
+            "alias": None if version is None else "champion" if promoted else "challenger",
+            "folder": None if out is None else str(out / "model"),
+            "metrics": training.metrics,
+        }
+        typer.echo(msgspec.json.encode(shown))
+        return
+    typer.echo(
+        f"Trained {model.forecaster.name} on {training.rows} rows of {training.pods} pods and "
+        f"{training.machines} machines of {trace}, target {model.policy.target:g}"
+    )
+    for line in metric_lines(training.metrics):
+        typer.echo(f"  {line}")
+    if version is not None:
+        typer.echo(f"Registered as version {version}, {'champion' if promoted else 'challenger'}")
+    if out is not None:
+        typer.echo(f"Model and figures are in {out}")
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """A bar on stderr, where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    console = Console(stderr=True)
+    with Bar(console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("training", total=1.0)
+        yield lambda step, share: bar.update(task, description=step, completed=share)

@@ -1,0 +1,1 @@
+"""Public traces and live sources into a trace of this project; see docs/traces.md."""
