@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import lru_cache
@@ -19,6 +20,7 @@ from extender.kube_types import (
     Resources,
     version_of,
 )
+from extender.owner import workload_of
 from extender.quantity import MAX, QuantityError, cores, whole
 from models.policy import horizon_index
 
@@ -44,6 +46,7 @@ class PodFacts(msgspec.Struct, frozen=True, gc=False):
     Fields, with units:
         uid: or ``namespace/name`` where a caller left the UID out.
         key: ``namespace/name``.
+        workload: its top owner, ``namespace/kind/name``; see `extender.owner`.
         node: where it is bound, or empty.
         offline: whether it asks for the reclaimed resource (zero counts).
         ask: millicores and horizon; for an online pod, its ordinary request.
@@ -58,6 +61,7 @@ class PodFacts(msgspec.Struct, frozen=True, gc=False):
 
     uid: str
     key: str
+    workload: str
     node: str
     offline: bool
     ask: Ask
@@ -88,6 +92,7 @@ def pod_facts(pod: Pod, resource: str) -> PodFacts:
     return PodFacts(
         uid=metadata.uid or key,
         key=key,
+        workload=sys.intern(workload_of(metadata)),
         node=spec.node_name or "",
         offline=offline,
         ask=Ask(millicpu, horizon_index(duration), offline),

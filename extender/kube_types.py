@@ -17,6 +17,14 @@ class _Object(msgspec.Struct, frozen=True, rename="camel", gc=False):
     """What all of them have in common: immutable, camelCase on the wire."""
 
 
+class OwnerReference(_Object, frozen=True):
+    """Who made an object; of several owners one at most is its controller."""
+
+    kind: str = ""
+    name: str = ""
+    controller: bool | None = None
+
+
 class Metadata(_Object, frozen=True):
     """Of any object."""
 
@@ -24,7 +32,9 @@ class Metadata(_Object, frozen=True):
     namespace: str | None = None
     uid: str | None = None
     resource_version: str | None = None
+    labels: dict[str, str] | None = None
     annotations: dict[str, str] | None = None
+    owner_references: list[OwnerReference] | None = None
 
 
 class Resources(_Object, frozen=True):
