@@ -101,7 +101,7 @@ def rows(outcome: Outcome, summary: Summary, found: Figures) -> list[tuple[str, 
         ),
         (
             "verdict of the shadow",
-            f"{outcome.comparison.verdict}: {'; '.join(outcome.comparison.reasons)}",
+            f"{outcome.comparison.verdict}: {' '.join(outcome.comparison.reasons)}",
         ),
         (
             "machines for the same work",

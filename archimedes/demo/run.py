@@ -218,7 +218,7 @@ class _Service:
         self._comparison = comparison
         if comparison.verdict != "promote":
             return
-        reason = "; ".join(comparison.reasons)
+        reason = " ".join(comparison.reasons)
         await asyncio.to_thread(self._registry.promote, self._challenger, reason, "demo")
         model: Model | None = await source.poll()
         if model is None:
