@@ -100,11 +100,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Seconds for which a pod's ask stays charged on the offered nodes until bind names one.
     Binding follows within milliseconds; higher blocks CPU longer for pods that are never bound."""
 
-    bind_seconds: Annotated[float, Meta(gt=0, le=60)] = 4.0
-    """Seconds that the API server has to answer a bind; below kube-scheduler's httpTimeout (5 s),
+    bind_seconds: Annotated[float, Meta(gt=0, le=60)] = 2.5
+    """Seconds that the API server has to answer a bind; below kube-scheduler's httpTimeout (3 s),
     so that it hears the reason."""
 
-    request_seconds: Annotated[float, Meta(gt=0, le=60)] = 4.0
+    request_seconds: Annotated[float, Meta(gt=0, le=60)] = 2.5
     """Seconds in which a request's body must have arrived; below kube-scheduler's httpTimeout."""
 
     max_body_bytes: Annotated[int, Meta(ge=2**21, le=2**30)] = 2**25

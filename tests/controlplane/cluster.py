@@ -202,6 +202,10 @@ class ControlPlane:
         if process is not None:
             process.stop()
 
+    def paused(self, name: str) -> contextlib.AbstractContextManager[None]:
+        """Keep one running program (API_SERVER ...) from running while the block lasts."""
+        return self._processes[name].paused()
+
     def restart_api_server(self) -> None:
         """End kube-apiserver and start it again on the same port, with the same data."""
         self.stop_process(API_SERVER)

@@ -51,6 +51,7 @@ def pod(
     node_name: str | None = None,
     labels: Mapping[str, str] | None = None,
     annotations: Mapping[str, str] | None = None,
+    priority_class: str | None = None,
 ) -> Json:
     """Return a pod of one container named CONTAINER.
 
@@ -73,6 +74,8 @@ def pod(
     }
     if node_name is not None:
         spec["nodeName"] = node_name
+    if priority_class is not None:
+        spec["priorityClassName"] = priority_class
     metadata = {
         "name": name,
         "namespace": namespace,

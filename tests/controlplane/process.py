@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -107,6 +107,15 @@ class Process:
                 self._child.wait(grace)
         self._signal(signal.SIGKILL)  # also what the program itself may have left behind
         self._child.wait(timeout=10)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Keep the whole group from running while the block lasts; it keeps its sockets."""
+        self._signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._signal(signal.SIGCONT)
 
     def log_tail(self) -> str:
         """Return the last lines of the log."""

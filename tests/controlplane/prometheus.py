@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -78,9 +79,11 @@ class Prometheus:
     @property
     def pid(self) -> int:
         """The server's process id. Raises ProcessError when it was not started."""
-        if self._process is None:
-            raise ProcessError("Prometheus was not started")
-        return self._process.pid
+        return self._started().pid
+
+    def paused(self) -> AbstractContextManager[None]:
+        """Keep the server from running while the block lasts. Raises ProcessError."""
+        return self._started().paused()
 
     def start(self) -> None:
         """Import the past, start, and return when queries are answered. Raises ProcessError."""
@@ -127,6 +130,11 @@ class Prometheus:
         """Return the first value of a query's answer, or None when it is empty."""
         answer = self.query(expression, at)
         return answer[0].value if answer else None
+
+    def _started(self) -> Process:
+        if self._process is None:
+            raise ProcessError("Prometheus was not started")
+        return self._process
 
     def _import(self, source: Path, data: Path) -> None:
         arguments = ["tsdb", "create-blocks-from", f"--max-block-duration={_BLOCK}", "openmetrics"]

@@ -5,18 +5,13 @@ The tests share one cluster and leave it as they found it.
 
 from __future__ import annotations
 
-import secrets
 import time
-from collections.abc import Iterator
 
 import pytest
 
 from tests.controlplane import objects, workload
 from tests.controlplane.api import ApiError
-from tests.controlplane.cluster import SCHEDULER, ControlPlane
-from tests.controlplane.fixtures import or_unavailable
 from tests.controlplane.process import wait_until
-from tests.controlplane.prometheus import find_prometheus
 from tests.e2e.world import (
     DEPLOY,
     NODES,
@@ -24,28 +19,11 @@ from tests.e2e.world import (
     RESOURCE,
     USAGE,
     World,
-    build_world,
     failed_scheduling,
     reclaimable,
 )
 
 pytestmark = [pytest.mark.controlplane, pytest.mark.timeout(900)]
-
-
-@pytest.fixture(scope="module")
-def world(
-    control_plane: ControlPlane,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[World]:
-    or_unavailable(find_prometheus)
-    namespace = f"test-{secrets.token_hex(4)}"
-    workload.create_namespace(control_plane.admin, namespace)
-    try:
-        with build_world(control_plane, namespace, tmp_path_factory.mktemp("e2e")) as made:
-            yield made
-    finally:
-        control_plane.stop_process(SCHEDULER)
-        workload.delete_all(control_plane.admin)
 
 
 def test_the_resource_is_advertised_on_every_node(world: World) -> None:

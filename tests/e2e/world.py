@@ -35,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
 RESOURCE = "archimedes.dev/reclaimed-millicpu"
 DURATION = "archimedes.dev/expected-duration"
+PRIORITY_CLASS = "archimedes-offline"
 
 NODES = 50
 NODE_CPU = 8.0
@@ -69,6 +70,14 @@ class Extender:
         if self._process is not None:
             self._process.stop(grace)
             self._process = None
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Keep it from running while the block lasts. Raises RuntimeError where it does not run."""
+        if self._process is None:
+            raise RuntimeError("the extender does not run")
+        with self._process.paused():
+            yield
 
     def ready(self) -> bool:
         """What /readyz says."""
@@ -122,6 +131,7 @@ class World:
                     extended={RESOURCE: ask},
                     annotations={DURATION: duration},
                     usage=ask / 1000,
+                    priority_class=PRIORITY_CLASS,
                 )
                 for name in names
             ),
@@ -162,7 +172,7 @@ class World:
         }
         return promised == dict(self.asked())
 
-    def settled(self, prefix: str) -> tuple[list[Json], list[Json]]:
+    def settled(self, prefix: str, timeout: float = 120) -> tuple[list[Json], list[Json]]:
         """Wait until kube-scheduler places no more of these pods: those that run, those that wait.
 
         kube-scheduler retries a pod after 10 s at most, so 12 quiet seconds mean that it is done.
@@ -176,7 +186,7 @@ class World:
                 last = (bound, time.monotonic())
             return time.monotonic() - last[1] > 12 and self.agrees()
 
-        wait_until(quiet, 120, f"no more of {prefix} is placed", interval=0.5)
+        wait_until(quiet, timeout, f"no more of {prefix} is placed", interval=0.5)
         pods = self.pods(prefix)
         return (
             [pod for pod in pods if pod["spec"].get("nodeName")],
@@ -210,7 +220,8 @@ def build_world(plane: ControlPlane, namespace: str, folder: Path) -> Iterator[W
     )
     workload.wait_for_phase(plane.admin, namespace, online, timeout=60)
     past = _write_day(folder / "day.txt", namespace, online)
-    plane.kubectl("apply", "-f", str(DEPLOY / "rbac.yaml"))
+    for manifest in ("rbac.yaml", "priority-class.yaml"):
+        plane.kubectl("apply", "-f", str(DEPLOY / manifest))
     account = plane.service_account("kube-system", "archimedes-extender")
     _save_model(folder / "models" / "1")
     scrape = [kwok.scrape_config(plane.kwok_port)]

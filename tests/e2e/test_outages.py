@@ -1,0 +1,90 @@
+"""What is paused or killed under load: no promise is made twice, none leaks, no online pod waits.
+
+A paused program is worse than a killed one: connections are taken and nothing is answered.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import pytest
+
+from tests.controlplane import objects, workload
+from tests.controlplane.cluster import API_SERVER
+from tests.controlplane.process import wait_until
+from tests.e2e.world import World, reclaimable
+
+pytestmark = [pytest.mark.controlplane, pytest.mark.timeout(300)]
+
+ASK = 1000
+PAUSE = 8.0  # seconds: longer than each timeout on the way
+
+
+@contextmanager
+def load(world: World) -> Iterator[None]:
+    """More offline pods than fit, under way while the block runs; afterwards the books are right.
+
+    No node has more than was reclaimable at the highest while they were placed, and the ledger
+    holds what the API server shows and nothing else.
+    """
+    highest = {name: reclaimable(node) for name, node in world.extender.nodes().items()}
+    room = sum(most // ASK for most in highest.values())
+    world.offline("load", room + 20, ASK)
+    wait_until(lambda: len(world.asked()) > 3, 60, "pods are being placed", interval=0.02)
+    yield
+    placed, waiting = world.settled("load", 240)
+    for name, node in world.extender.nodes().items():
+        highest[name] = max(highest[name], reclaimable(node))
+    asked = world.asked()
+    assert {name: asked[name] for name in asked if asked[name] > highest[name]} == {}
+    assert len(placed) > 0.7 * room, "what was free is in use again after the outage"
+    assert waiting
+    world.delete("load")
+
+
+def test_online_pods_do_not_wait_for_a_paused_extender(world: World) -> None:
+    with load(world), world.extender.paused():
+        names = online(world, "web", 20)
+        workload.wait_for_phase(world.plane.admin, world.namespace, names, timeout=60)
+    world.delete("web")
+
+
+def test_online_pods_do_not_wait_for_a_killed_extender(world: World) -> None:
+    with load(world):
+        world.extender.stop(grace=0.0)
+        names = online(world, "web", 20)
+        workload.wait_for_phase(world.plane.admin, world.namespace, names, timeout=60)
+        world.extender.start()
+    world.delete("web")
+
+
+def paused_api_server(world: World) -> AbstractContextManager[None]:
+    return world.plane.paused(API_SERVER)
+
+
+def paused_prometheus(world: World) -> AbstractContextManager[None]:
+    return world.prometheus.paused()
+
+
+@pytest.mark.parametrize("pause", [paused_api_server, paused_prometheus])
+def test_nothing_is_promised_twice_around_a_pause(
+    world: World, pause: Callable[[World], AbstractContextManager[None]]
+) -> None:
+    with load(world), pause(world):
+        time.sleep(PAUSE)
+
+
+def test_nothing_is_promised_twice_around_a_new_api_server(world: World) -> None:
+    with load(world):
+        world.plane.restart_api_server()
+
+
+def online(world: World, prefix: str, count: int) -> list[str]:
+    """Small online pods that find room beside the others: their names."""
+    names = [f"{prefix}-{number:02d}" for number in range(count)]
+    workload.create_pods(
+        world.plane.admin, [objects.pod(name, world.namespace, cpu=0.1) for name in names]
+    )
+    return names
