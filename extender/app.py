@@ -7,8 +7,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from extender.refresh import Refresher
 from extender.settings import Settings
 from extender.state import State
 from extender.telemetry import Telemetry, configure_logs
+from extender.tls import Gate
 from models.errors import ArchimedesError, SettingsError
 
 _KEEPALIVE_SECONDS = 300.0
@@ -61,12 +62,13 @@ class Server:
     """
 
     def __init__(self, parts: Parts) -> None:
-        """Raises SettingsError where the decision log cannot be written."""
+        """Raises SettingsError where the decision log or the certificates cannot be used."""
         settings, clock = parts.settings, parts.clock
         self.parts = parts
         self.telemetry = parts.telemetry
         self.state = State(settings, clock)
         self.decisions = _open_log(settings.decision_log)
+        self.gate = Gate(settings.tls, self.telemetry) if settings.tls.cert_file else None
         self.refresher = Refresher(self.state, parts.usage, settings, clock, self.telemetry)
         shared = (settings, clock, self.decisions, self.telemetry)
         self.calls = Calls(self.state, *shared)
@@ -81,6 +83,7 @@ class Server:
             clock,
             self.telemetry,
             np.random.default_rng(),
+            {} if self.gate is None else {"tls": self.gate.watch},
         )
 
     def app(self) -> web.Application:
@@ -90,11 +93,15 @@ class Server:
         app.add_routes(
             Verbs(self.calls, self.binder, self.state, settings, self.telemetry).routes()
         )
-        app.add_routes(
-            Pages(
-                self.state, self.decisions, self.parts.models, self.telemetry, self.parts.clock
-            ).routes()
-        )
+        app.add_routes(self._pages().routes())
+        if self.gate is not None:
+            self.gate.guard(app)
+        return app
+
+    def probes(self) -> web.Application:
+        """The application for those who have no certificate: health and metrics."""
+        app = web.Application()
+        app.add_routes(self._pages().probes())
         return app
 
     async def close(self) -> None:
@@ -104,6 +111,10 @@ class Server:
         if self.parts.usage is not None:
             await self.parts.usage.close()
         self.decisions.close()
+
+    def _pages(self) -> Pages:
+        parts = self.parts
+        return Pages(self.state, self.decisions, parts.models, self.telemetry, parts.clock)
 
 
 @asynccontextmanager
@@ -116,24 +127,55 @@ async def listening(server: Server) -> AsyncIterator[str]:
         ArchimedesError: the address cannot be listened on.
     """
     settings = server.parts.settings
+    async with AsyncExitStack() as stack:
+        runner = await stack.enter_async_context(_running(server.app(), settings))
+        if server.gate is None:
+            yield f"http://{await _listen(runner, settings.host, settings.port)}"
+            return
+        probes = await stack.enter_async_context(_running(server.probes(), settings))
+        tls = settings.tls
+        url = f"http://{await _listen(probes, tls.probe_host, tls.probe_port)}"
+        log.info("listening for probes", url=url)
+        stack.callback(server.gate.close)
+        with _address_named(settings.host, settings.port):
+            address = await server.gate.open(runner, settings.host, settings.port)
+        yield f"https://{_joined(*address)}"
+
+
+@asynccontextmanager
+async def _running(app: web.Application, settings: Settings) -> AsyncIterator[web.AppRunner]:
     runner = web.AppRunner(
-        server.app(),
+        app,
         access_log=None,
         keepalive_timeout=_KEEPALIVE_SECONDS,
         shutdown_timeout=settings.drain_seconds,
     )
     await runner.setup()
     try:
-        try:
-            await web.TCPSite(runner, settings.host, settings.port).start()
-        except OSError as e:
-            raise ArchimedesError(
-                f"cannot listen on {settings.host}:{settings.port}: {e.strerror}; set host or port"
-            ) from e
-        host, port = runner.addresses[0][:2]
-        yield f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        yield runner
     finally:
         await runner.cleanup()
+
+
+async def _listen(runner: web.AppRunner, host: str, port: int) -> str:
+    """Take plain connections; returns the address."""
+    with _address_named(host, port):
+        await web.TCPSite(runner, host, port).start()
+    return _joined(*runner.addresses[0][:2])
+
+
+@contextmanager
+def _address_named(host: str, port: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        raise ArchimedesError(
+            f"cannot listen on {host}:{port}: {e.strerror}; set another address or port"
+        ) from e
+
+
+def _joined(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def production_parts(settings: Settings) -> Parts:

@@ -117,13 +117,19 @@ class Pages:
         self._telemetry = telemetry
         self._clock = clock
 
-    def routes(self) -> Iterable[web.RouteDef]:
-        """The pages' routes."""
+    def probes(self) -> Iterable[web.RouteDef]:
+        """Health and metrics: what a kubelet and Prometheus read."""
         return (
             web.get("/livez", self.live),
             web.get("/healthz", self.live),
             web.get("/readyz", self.ready),
             web.get("/metrics", self.metrics),
+        )
+
+    def routes(self) -> Iterable[web.RouteDef]:
+        """The pages' routes, health and metrics among them."""
+        return (
+            *self.probes(),
             web.get("/v1/nodes", self.nodes),
             web.get("/v1/nodes/{name}", self.node),
             web.get("/v1/decisions", self.decisions),

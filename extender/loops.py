@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 import numpy as np
 import structlog
@@ -42,7 +42,9 @@ class Loops:
         clock: Clock,
         telemetry: Telemetry,
         rng: np.random.Generator,
+        others: Mapping[str, Callable[[], Awaitable[None]]],
     ) -> None:
+        """``others``: loops by name that belong to parts of their own."""
         self._state = state
         self._refresher = refresher
         self._cluster = cluster
@@ -52,6 +54,7 @@ class Loops:
         self._clock = clock
         self._telemetry = telemetry
         self._rng = rng
+        self._others = others
         self._advertised: dict[str, float] = {}
 
     async def run(self) -> None:
@@ -59,6 +62,8 @@ class Loops:
         async with asyncio.TaskGroup() as group:
             for body in (self.follow, self._refresh, self._champion, self._tick, self._advertise):
                 group.create_task(self._supervise(body.__name__.strip("_"), body))
+            for name, other in self._others.items():
+                group.create_task(self._supervise(name, other))
 
     async def follow(self) -> None:
         """Keep up with nodes and pods."""

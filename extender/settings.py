@@ -71,6 +71,51 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     A look is one small HTTP request."""
 
 
+class TlsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """TLS with client certificates; on where the three files are set."""
+
+    cert_file: str = ""
+    """PEM file with the server's certificate and what leads to its authority. Empty: plain HTTP."""
+
+    key_file: str = ""
+    """PEM file with the certificate's private key, without a passphrase."""
+
+    client_ca_file: str = ""
+    """PEM file with the authorities whose client certificates are accepted. Take an authority of
+    its own: whoever has a certificate of it can bind pods."""
+
+    client_names: list[str] = []
+    """Common names that a client's certificate may have, such as [kube-scheduler]. Empty: any.
+    Needed where the authority also signs others, as a cluster's own does."""
+
+    reload_seconds: Annotated[float, Meta(ge=1, le=3600)] = 10.0
+    """Seconds between looks at the files: how late a rotation may arrive. A look reads them."""
+
+    probe_host: str = "127.0.0.1"
+    """Address of a second, plain listener with /livez, /readyz, /healthz and /metrics, for those
+    who have no certificate, such as a kubelet. It has no verbs, and no page that names a pod."""
+
+    probe_port: Annotated[int, Meta(ge=0, le=65_535)] = 8081
+    """Port of that listener; 0 takes a free one, which the log names."""
+
+
+class EventSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Events on offline pods that were refused or could not be bound."""
+
+    enabled: bool = True
+    """Whether events are written. Needs the right to create events."""
+
+    per_minute: Annotated[int, Meta(ge=1, le=6000)] = 60
+    """Events a minute at most, over all pods. Each is a write to etcd that lives for an hour."""
+
+    pod_seconds: Annotated[float, Meta(ge=1, le=86_400)] = 300.0
+    """Seconds between two events of one kind on one pod; the later one says how often it happened.
+    Lower says sooner that the reason has changed."""
+
+    max_waiting: Annotated[int, Meta(ge=1, le=100_000)] = 1000
+    """Pods that may wait for their event; those beyond are only counted. Bounds the memory."""
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What an operator chooses; each default says its unit and why."""
 
@@ -82,7 +127,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     insecure_listen: bool = False
     """Allow plain HTTP on an address that others can reach. Whoever reaches the port can bind
-    pods, so do this only behind a network policy or a TLS proxy."""
+    pods, so do this only behind a network policy or a TLS proxy; tls needs no such permission."""
 
     kubeconfig: str = ""
     """Path of a kubeconfig file. Empty: the service account inside a pod, else $KUBECONFIG or
@@ -145,6 +190,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     model: ModelSettings = ModelSettings()
     """Where the champion comes from."""
+
+    tls: TlsSettings = TlsSettings()
+    """Who may call, and how they prove it."""
+
+    events: EventSettings = EventSettings()
+    """What offline pods are told, and how often."""
 
 
 def load_settings(path: Path | None) -> Settings:
@@ -212,10 +263,11 @@ def _sentence(problem: str) -> str:
 
 
 def _problems(settings: Settings) -> Iterator[str]:
-    if not settings.insecure_listen and not _is_loopback(settings.host):
+    plain = not settings.tls.cert_file and not settings.insecure_listen
+    if plain and not _is_loopback(settings.host):
         yield (
             f"host: {settings.host} can be reached by others, and plain HTTP lets them bind pods; "
-            "listen on 127.0.0.1, or set insecure_listen: true"
+            "listen on 127.0.0.1, set tls, or set insecure_listen: true"
         )
     if not _RESOURCE.fullmatch(settings.resource) or "kubernetes.io/" in settings.resource:
         yield (
@@ -224,7 +276,21 @@ def _problems(settings: Settings) -> Iterator[str]:
         )
     if settings.drain_seconds < settings.bind_seconds:
         yield "drain_seconds: must not be less than bind_seconds, or a bind could be cut off"
+    yield from _tls_problems(settings.tls, settings.insecure_listen)
     yield from _prometheus_problems(settings.prometheus)
+
+
+def _tls_problems(tls: TlsSettings, insecure: bool) -> Iterator[str]:
+    files = {name: getattr(tls, name) for name in ("cert_file", "key_file", "client_ca_file")}
+    if any(files.values()):
+        for name, file in files.items():
+            if not file:
+                yield f"tls.{name}: is missing; TLS needs {', '.join(files)}"
+        if not insecure and not _is_loopback(tls.probe_host):
+            yield (
+                f"tls.probe_host: {tls.probe_host} can be reached by others, who then read the "
+                "metrics; listen on 127.0.0.1, or set insecure_listen: true"
+            )
 
 
 def _prometheus_problems(prometheus: PrometheusSettings) -> Iterator[str]:

@@ -46,6 +46,16 @@ class Telemetry:
         self.bad_annotations = self._counter(
             "archimedes_bad_annotations", "Filtered pods with a malformed annotation.", ["name"]
         )
+        self.tls_reloads = self._counter(
+            "archimedes_tls_reloads",
+            "Looks at changed certificates, by outcome (renewed, failed: the old ones stay).",
+            ["outcome"],
+        )
+        self.events = self._counter(
+            "archimedes_events",
+            "Events on pods by outcome (written, failed, dropped: too many waited).",
+            ["outcome"],
+        )
         # Promises
         self.reclaimable = self._gauge(
             "archimedes_reclaimable_millicpu",

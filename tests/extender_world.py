@@ -11,7 +11,7 @@ from extender.app import Parts, Server
 from extender.kube_types import Node, Pod
 from extender.memory import FixedModel, MemoryCluster
 from extender.outlook import unknown
-from extender.settings import PrometheusSettings, Settings
+from extender.settings import EventSettings, PrometheusSettings, Settings, TlsSettings
 from models.policy import HORIZONS, Policy
 from models.rolling import Forecast
 
@@ -38,6 +38,8 @@ class Choices(TypedDict, total=False):
     decision_log: str
     refresh_seconds: float
     prometheus: PrometheusSettings
+    tls: TlsSettings
+    events: EventSettings
 
 
 def container(requests: Mapping[str, object] | None = None, **fields: object) -> Json:

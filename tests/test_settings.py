@@ -10,9 +10,11 @@ from typer.testing import CliRunner
 
 from extender.cli import app
 from extender.settings import (
+    EventSettings,
     ModelSettings,
     PrometheusSettings,
     Settings,
+    TlsSettings,
     describe,
     documented,
     load_settings,
@@ -22,6 +24,7 @@ from extender.telemetry import Telemetry
 from models.errors import SettingsError
 from models.policy import Policy
 
+TLS = {"cert_file": "tls.crt", "key_file": "tls.key", "client_ca_file": "ca.crt"}
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 
@@ -62,6 +65,12 @@ def test_a_file_is_read(tmp_path: Path) -> None:
         ({"resource": "cpu"}, "resource"),
         ({"resource": "kubernetes.io/batch-cpu"}, "resource"),
         ({"drain_seconds": 1}, "drain_seconds"),
+        ({"tls": {"cert_file": "tls.crt"}}, "tls.key_file"),
+        ({"tls": {"cert_file": "tls.crt", "key_file": "tls.key"}}, "tls.client_ca_file"),
+        ({"tls": {"client_ca_file": "ca.crt"}}, "tls.cert_file"),
+        ({"tls": {**TLS, "probe_host": "0.0.0.0"}}, "tls.probe_host"),  # noqa: S104
+        ({"tls": {**TLS, "client_names": "scheduler"}}, "tls.client_names"),
+        ({"events": {"per_minute": 0}}, "events.per_minute"),
         ({"prometheus": {"url": "p:9090"}}, "prometheus.url"),
         ({"prometheus": {"url": "file:///etc/passwd"}}, "prometheus.url"),
         ({"prometheus": {"cluster_label": {"a-b": "c"}}}, "prometheus.cluster_label"),
@@ -83,6 +92,9 @@ def test_loopback_needs_no_permission(host: str) -> None:
 
 def test_others_may_reach_it_where_that_is_wanted() -> None:
     assert parse_settings({"host": "::", "insecure_listen": True}).host == "::"
+    assert parse_settings({"host": "::", "tls": TLS}).host == "::"
+    probed = {"tls": {**TLS, "probe_host": "::"}, "insecure_listen": True}
+    assert parse_settings(probed).tls.probe_host == "::"
 
 
 @pytest.mark.parametrize(
@@ -118,7 +130,9 @@ def test_printed_defaults_explain_each_setting() -> None:
             assert lines[at - 1].lstrip().startswith("# "), line
 
 
-@pytest.mark.parametrize("kind", [Settings, PrometheusSettings, ModelSettings, Policy])
+@pytest.mark.parametrize(
+    "kind", [Settings, PrometheusSettings, ModelSettings, TlsSettings, EventSettings, Policy]
+)
 def test_each_setting_explains_itself(kind: type[msgspec.Struct]) -> None:
     texts = documented(kind)
     assert list(texts) == list(kind.__struct_fields__)
@@ -132,6 +146,8 @@ def test_each_setting_is_documented() -> None:
         ("policy.", Policy),
         ("prometheus.", PrometheusSettings),
         ("model.", ModelSettings),
+        ("tls.", TlsSettings),
+        ("events.", EventSettings),
     ):
         for name, text in documented(kind).items():
             default = getattr(kind(), name)

@@ -32,8 +32,8 @@ class Certificates:
 def create_certificates(folder: Path) -> Certificates:
     """Write new keys and certificates, valid for two days, into `folder`."""
     ca_key, server_key, token_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(3))
-    ca = _authority(ca_key)
-    server = _server(server_key, ca, ca_key)
+    ca = authority(ca_key)
+    own = server(server_key, ca, ca_key)
     pem = serialization.Encoding.PEM
     files = Certificates(
         ca=folder / "ca.crt",
@@ -42,7 +42,7 @@ def create_certificates(folder: Path) -> Certificates:
         token_key=folder / "token.key",
     )
     files.ca.write_bytes(ca.public_bytes(pem))
-    files.server.write_bytes(server.public_bytes(pem))
+    files.server.write_bytes(own.public_bytes(pem))
     _write_key(files.server_key, server_key)
     _write_key(files.token_key, token_key)
     return files
@@ -50,12 +50,15 @@ def create_certificates(folder: Path) -> Certificates:
 
 def _write_key(path: Path, key: ec.EllipticCurvePrivateKey) -> None:
     path.touch(mode=0o600)
-    path.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.TraditionalOpenSSL,
-            serialization.NoEncryption(),
-        )
+    path.write_bytes(pem_key(key))
+
+
+def pem_key(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """Return a private key as PEM, without a passphrase."""
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.TraditionalOpenSSL,
+        serialization.NoEncryption(),
     )
 
 
@@ -63,9 +66,10 @@ def _name(common_name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
 
 
-def _builder(
+def builder(
     subject: str, issuer: x509.Name, key: ec.EllipticCurvePublicKey
 ) -> x509.CertificateBuilder:
+    """Return what all certificates have in common."""
     now = dt.datetime.now(dt.UTC)
     return (
         x509.CertificateBuilder()
@@ -79,25 +83,27 @@ def _builder(
     )
 
 
-def _authority(key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
+def authority(key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
+    """Return the certificate of an authority that signs itself."""
     name = "archimedes-test-ca"
     return (
-        _builder(name, _name(name), key.public_key())
+        builder(name, _name(name), key.public_key())
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_usage(signs_certificates=True), critical=True)
         .sign(key, hashes.SHA256())
     )
 
 
-def _server(
+def server(
     key: ec.EllipticCurvePrivateKey, ca: x509.Certificate, ca_key: ec.EllipticCurvePrivateKey
 ) -> x509.Certificate:
+    """Return a certificate for a server on 127.0.0.1."""
     names = [
         x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
         x509.DNSName("localhost"),
     ]
     return (
-        _builder("archimedes-test-server", ca.subject, key.public_key())
+        builder("archimedes-test-server", ca.subject, key.public_key())
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(signs_certificates=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
