@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from aiohttp import web
 from extender.binder import Binder
 from extender.calls import Calls
 from extender.decision_log import DecisionLog
+from extender.events import Events
 from extender.handlers import Pages, Verbs
 from extender.loops import Loops
 from extender.ports import Clock, Cluster, ModelSource, UsageSource
@@ -70,7 +71,8 @@ class Server:
         self.decisions = _open_log(settings.decision_log)
         self.gate = Gate(settings.tls, self.telemetry) if settings.tls.cert_file else None
         self.refresher = Refresher(self.state, parts.usage, settings, clock, self.telemetry)
-        shared = (settings, clock, self.decisions, self.telemetry)
+        self.events = Events(settings.events, clock, self.state, parts.cluster, self.telemetry)
+        shared = (settings, clock, self.decisions, self.telemetry, self.events)
         self.calls = Calls(self.state, *shared)
         self.binder = Binder(self.state, parts.cluster, *shared)
         self.loops = Loops(
@@ -83,7 +85,7 @@ class Server:
             clock,
             self.telemetry,
             np.random.default_rng(),
-            {} if self.gate is None else {"tls": self.gate.watch},
+            self._other_loops(),
         )
 
     def app(self) -> web.Application:
@@ -111,6 +113,14 @@ class Server:
         if self.parts.usage is not None:
             await self.parts.usage.close()
         self.decisions.close()
+
+    def _other_loops(self) -> dict[str, Callable[[], Awaitable[None]]]:
+        loops: dict[str, Callable[[], Awaitable[None]]] = {}
+        if self.gate is not None:
+            loops["tls"] = self.gate.watch
+        if self.parts.settings.events.enabled:
+            loops["events"] = self.events.run
+        return loops
 
     def _pages(self) -> Pages:
         parts = self.parts

@@ -10,6 +10,7 @@ from extender.ask import PodFacts, pod_facts
 from extender.calls import NOT_READY
 from extender.decide import decide, explain
 from extender.decision_log import Binding, DecisionLog
+from extender.events import Events
 from extender.ledger import Stage
 from extender.ports import Clock, Cluster, ClusterError
 from extender.settings import Settings
@@ -48,6 +49,7 @@ class Binder:
         clock: Clock,
         decisions: DecisionLog,
         telemetry: Telemetry,
+        events: Events,
     ) -> None:
         self._state = state
         self._cluster = cluster
@@ -55,6 +57,7 @@ class Binder:
         self._clock = clock
         self._log = decisions
         self._telemetry = telemetry
+        self._events = events
         self._under_way: dict[str, tuple[str, asyncio.Task[str]]] = {}
 
     async def bind(self, args: BindingArgs) -> str:
@@ -179,12 +182,14 @@ class Binder:
             raise BindError(problem)
 
     def _record(self, args: BindingArgs, pod: PodFacts | None, error: str) -> None:
+        key = f"{args.pod_namespace}/{args.pod_name}"
         if error:
-            log.warning("pod not bound", pod=args.pod_name, node=args.node, error=error)
+            log.warning("pod not bound", pod=key, node=args.node, error=error)
+            self._events.not_bound(key, args.pod_uid, args.node, error)
         self._log.append(
             Binding(
                 time=self._clock(),
-                pod=f"{args.pod_namespace}/{args.pod_name}",
+                pod=key,
                 uid=args.pod_uid,
                 node=args.node,
                 millicpu=pod.ask.millicpu if pod is not None else 0,

@@ -11,6 +11,7 @@ import structlog
 from extender.ask import PodFacts, pod_facts
 from extender.decide import Verdicts, decide, explain, scores, to_wire_scores
 from extender.decision_log import Candidate, Decision, DecisionLog
+from extender.events import Events
 from extender.ledger import Stage
 from extender.ports import Clock
 from extender.settings import Settings
@@ -35,8 +36,8 @@ NOT_READY = "the extender has not listed all nodes and pods yet; try again"
 _RESOLVABLE = (Reason.NOT_ENOUGH, Reason.UNKNOWN_NODE)
 """Reasons that pods' leaving, or waiting, may lift; preemption cannot make usage data fresh."""
 
-
 _NO_REFUSAL = int(Reason.RANKED_OUT)
+_NO_VERDICTS = Verdicts(np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int64))
 
 
 class Answer(NamedTuple):
@@ -56,12 +57,14 @@ class Calls:
         clock: Clock,
         decisions: DecisionLog,
         telemetry: Telemetry,
+        events: Events,
     ) -> None:
         self._state = state
         self._settings = settings
         self._clock = clock
         self._log = decisions
         self._telemetry = telemetry
+        self._events = events
 
     def filter(self, body: bytes) -> Answer:
         """Which of the offered nodes may take the pod; holds its ask on each of them.
@@ -76,8 +79,7 @@ class Calls:
             self._telemetry.bad_annotations.labels(name).inc()
             log.warning("malformed annotation ignored", pod=pod.key, annotation=name)
         if pod.problem:
-            self._count(pod, "refused")
-            return Answer(encode_filter(offer, (), {}, dict.fromkeys(offer.names, pod.problem)), "")
+            return self._refuse(pod, offer)
         if pod.offline and not self._state.ready:
             self._count(pod, "error")
             return Answer(encode_filter_error(NOT_READY), "")
@@ -120,6 +122,13 @@ class Calls:
             encode_filter(offer, passed, failed, unresolvable), pod.uid if pod.offline else ""
         )
 
+    def _refuse(self, pod: PodFacts, offer: Offer) -> Answer:
+        """No node anywhere can meet what the pod asks for."""
+        snapshot = self._state.snapshot(self._clock(), without=pod.uid)
+        unresolvable = dict.fromkeys(offer.names, pod.problem)
+        self._record(pod, offer.names, [], _NO_VERDICTS, snapshot, _tally(unresolvable))
+        return Answer(encode_filter(offer, (), {}, unresolvable), "")
+
     def _refusals(
         self, pod: PodFacts, names: Sequence[str], verdicts: Verdicts
     ) -> tuple[dict[str, str], dict[str, str]]:
@@ -156,6 +165,8 @@ class Calls:
         rejected: dict[str, int],
     ) -> None:
         self._count(pod, "placeable" if passed else "refused")
+        if pod.offline and rejected and not passed:
+            self._events.refused(pod.key, pod.uid, len(names), rejected)
         score, available = verdicts.score[passed].tolist(), verdicts.available[passed].tolist()
         self._log.append(
             Decision(

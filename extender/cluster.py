@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+from datetime import UTC, datetime
 from http import HTTPStatus
 from urllib.parse import quote
 
@@ -11,12 +13,16 @@ import numpy as np
 
 from extender.kube import KubeApi
 from extender.kube_types import Node, Pod
-from extender.ports import ClusterError, Feed
+from extender.ports import ClusterError, Feed, PodEvent
 from extender.reflector import Reflector
 from extender.telemetry import Telemetry
 
 UNFINISHED = "status.phase!=Succeeded,status.phase!=Failed"
 """Finished pods use nothing; to this watch, a pod that finishes is deleted."""
+
+_REPORTER = "archimedes.dev/extender"
+_INSTANCE = f"archimedes-extender-{socket.gethostname()}"[:128]
+"""Which extender wrote an event; the API server takes 128 characters."""
 
 _pod = msgspec.json.Decoder(Pod)
 
@@ -73,6 +79,32 @@ class KubeCluster:
             content_type="application/merge-patch+json",
         )
 
+    async def write_event(self, event: PodEvent) -> None:
+        """Create an event on a pod. Raises ClusterError."""
+        await self._api.call(
+            "POST",
+            f"/apis/events.k8s.io/v1/namespaces/{quote(event.namespace, safe='')}/events",
+            body={
+                "apiVersion": "events.k8s.io/v1",
+                "kind": "Event",
+                "metadata": {"generateName": f"{event.name}.", "namespace": event.namespace},
+                "eventTime": _micro_time(event.time),
+                "reportingController": _REPORTER,
+                "reportingInstance": _INSTANCE,
+                "type": "Warning",
+                "reason": event.reason,
+                "action": event.action,
+                "note": event.note,
+                "regarding": {
+                    "apiVersion": "v1",
+                    "kind": "Pod",
+                    "namespace": event.namespace,
+                    "name": event.name,
+                    "uid": event.uid,
+                },
+            },
+        )
+
     async def close(self) -> None:
         """Close connections."""
         await self._api.close()
@@ -80,3 +112,9 @@ class KubeCluster:
 
 def _pod_path(namespace: str, name: str) -> str:
     return f"/api/v1/namespaces/{quote(namespace, safe='')}/pods/{quote(name, safe='')}"
+
+
+def _micro_time(seconds: float) -> str:
+    """A time as the API server wants it: UTC with microseconds."""
+    text = datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds")
+    return text.replace("+00:00", "Z")

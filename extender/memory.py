@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from extender.champion import ModelStatus
 from extender.kube_types import Metadata, Node, NodeStatus, Pod, PodSpec
-from extender.ports import ClusterError, Feed, UsageBlock
+from extender.ports import ClusterError, Feed, PodEvent, UsageBlock
 from models.grid import UsageGrid
 from models.model import Model
 
@@ -20,6 +20,7 @@ class MemoryCluster:
     def __init__(self) -> None:
         self.nodes: dict[str, Node] = {}
         self.pods: dict[tuple[str, str], Pod] = {}
+        self.events: list[PodEvent] = []
         self._version = 0
         self._node_feed: Feed[Node] | None = None
         self._pod_feed: Feed[Pod] | None = None
@@ -95,6 +96,10 @@ class MemoryCluster:
         allocatable = {**(status.allocatable or {}), resource: str(amount)}
         status = NodeStatus(allocatable=allocatable, capacity=capacity)
         self.put_node(replace(found, status=status))
+
+    async def write_event(self, event: PodEvent) -> None:
+        """Keep an event on a pod."""
+        self.events.append(event)
 
     async def close(self) -> None:
         """Nothing is open."""

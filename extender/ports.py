@@ -48,6 +48,19 @@ class ClusterError(Exception):
         self.retry_after = retry_after
 
 
+@dataclass(frozen=True, slots=True)
+class PodEvent:
+    """A warning about a pod, as the API server keeps it; ``time`` in seconds since the epoch."""
+
+    namespace: str
+    name: str
+    uid: str
+    reason: str
+    action: str
+    note: str
+    time: float
+
+
 class Cluster(Protocol):
     """Nodes and pods: an API server, or a simulation."""
 
@@ -62,6 +75,9 @@ class Cluster(Protocol):
 
     async def advertise(self, node: str, resource: str, amount: int) -> None:
         """Write an extended resource into a node's status. Raises ClusterError."""
+
+    async def write_event(self, event: PodEvent) -> None:
+        """Create an event on a pod. Raises ClusterError."""
 
     async def close(self) -> None:
         """Close connections."""
