@@ -13,6 +13,7 @@ def assemble() -> typer.Typer:
     """The whole command, put together from the packages' own."""
     from archimedes.demo.cli import demo
     from extender.cli import app as extender_app
+    from extender.explain_cli import nodes, why
     from models.cli import app as models_app
     from shadow.cli import app as shadow_app
     from trainer.cli import app as trainer_app
@@ -29,6 +30,8 @@ def assemble() -> typer.Typer:
     app.add_typer(trainer_app, name="trainer")
     app.add_typer(shadow_app, name="shadow")
     app.add_typer(models_app, name="models")
+    app.command("why")(why)
+    app.command("nodes")(nodes)
     return app
 
 

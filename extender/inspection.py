@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
+from extender.arithmetic import Arithmetic, arithmetic
 from extender.decide import Ask, explain
 from extender.ledger import Entry, Stage
 from extender.snapshot import Reason, Snapshot
 from extender.state import State
 from extender.telemetry import Telemetry
-from models.policy import HORIZONS
+from models.policy import HORIZONS, Policy
 
 if TYPE_CHECKING:
     from extender.champion import ModelStatus
@@ -55,9 +56,10 @@ class NodeSummary(msgspec.Struct, frozen=True):
 
 
 class NodeDetails(msgspec.Struct, frozen=True):
-    """One node, term by term."""
+    """One node, term by term; ``arithmetic`` adds up to what filter compares with an ask."""
 
     summary: NodeSummary
+    arithmetic: tuple[Arithmetic, ...]
     snapshot: int
     model_version: str
     ceiling: float
@@ -85,8 +87,10 @@ def describe_node(state: State, name: str, now: float) -> NodeDetails | None:
     row = snapshot.index.get(name)
     if row is None:
         return None
+    summary = _summary(state, snapshot, name, row)
     return NodeDetails(
-        summary=_summary(state, snapshot, name, row),
+        summary=summary,
+        arithmetic=_arithmetic(summary, state.policy),
         snapshot=snapshot.id,
         model_version=snapshot.model_version,
         ceiling=state.policy.ceiling,
@@ -151,6 +155,17 @@ def _summary(state: State, snapshot: Snapshot, name: str, row: int) -> NodeSumma
             )
             for at, hours in enumerate(HORIZONS)
         ),
+    )
+
+
+def _arithmetic(node: NodeSummary, policy: Policy) -> tuple[Arithmetic, ...]:
+    return arithmetic(
+        node.allocatable_cores,
+        [terms.forecast_cores for terms in node.horizons],
+        [terms.reclaimable_millicpu for terms in node.horizons],
+        {"promised": [node.promised_millicpu for _ in node.horizons]},
+        node.blocked,
+        policy,
     )
 
 

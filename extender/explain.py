@@ -1,0 +1,140 @@
+"""Why a pod is where it is, or waits: from the decision log and the nodes as they are now."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from extender.ask import DURATION_ANNOTATION
+from extender.decision_log import Binding, Candidate, Decision, Record
+
+
+class HorizonView(msgspec.Struct, frozen=True):
+    """Of a node's figures for one horizon what is read here."""
+
+    hours: int
+    reclaimable_millicpu: int
+    available_millicpu: int
+
+
+class NodeView(msgspec.Struct, frozen=True):
+    """Of a node in /v1/nodes what is read here."""
+
+    node: str
+    allocatable_cores: float
+    usage_age_seconds: float | None
+    blocked: str
+    promised_millicpu: int
+    horizons: tuple[HorizonView, ...]
+
+    def at(self, hours: int) -> HorizonView:
+        """The figures for a horizon."""
+        return next(figures for figures in self.horizons if figures.hours == hours)
+
+
+class Explanation(msgspec.Struct, frozen=True):
+    """The newest decision about a pod, and what became of it.
+
+    rejected: nodes by failure text. ranked_out: nodes that fit, but enough better ones did too.
+    decisions: how many are remembered. node: where it was bound, or empty. bind_error: why the last
+    bind failed, or empty. would_help: what would have to change, where no node could take it.
+    """
+
+    pod: str
+    uid: str
+    offline: bool
+    millicpu: int
+    horizon_hours: int
+    time: float
+    model_version: str
+    snapshot: int
+    decisions: int
+    offered: int
+    rejected: dict[str, int]
+    ranked_out: int
+    candidates: tuple[Candidate, ...]
+    node: str
+    bind_error: str
+    would_help: tuple[str, ...]
+
+
+def explanation(records: Sequence[Record], nodes: Sequence[NodeView]) -> Explanation | None:
+    """Explain the newest decision; None where there is none.
+
+    Args:
+        records: of one pod's name, the newest first; only those of its newest UID count.
+        nodes: as they are now.
+    """
+    own = [record for record in records if record.uid == records[0].uid]
+    decisions = [record for record in own if isinstance(record, Decision)]
+    if not decisions:
+        return None
+    last = decisions[0]
+    bindings = [record for record in own if isinstance(record, Binding)]
+    bound = next((binding for binding in bindings if not binding.error), None)
+    error = bindings[0].error if bindings and bound is None else ""
+    waits = last.offline and not last.candidates and bound is None
+    return Explanation(
+        pod=last.pod,
+        uid=last.uid,
+        offline=last.offline,
+        millicpu=last.millicpu,
+        horizon_hours=last.horizon_hours,
+        time=last.time,
+        model_version=last.model_version,
+        snapshot=last.snapshot,
+        decisions=len(decisions),
+        offered=last.offered,
+        rejected=last.rejected,
+        ranked_out=last.offered - len(last.candidates) - sum(last.rejected.values()),
+        candidates=tuple(sorted(last.candidates, key=lambda c: -c.score)),
+        node=bound.node if bound is not None else "",
+        bind_error=error,
+        would_help=tuple(_would_help(last, nodes)) if waits else (),
+    )
+
+
+def _would_help(decision: Decision, nodes: Sequence[NodeView]) -> Iterator[str]:
+    """What would have to change for the pod to be placed, by the nodes as they are now."""
+    ask, hours = decision.millicpu, decision.horizon_hours
+    for text, count in Counter(node.blocked for node in nodes if node.blocked).items():
+        yield f"{count} of {len(nodes)} nodes promise nothing: {text}"
+    usable = [node for node in nodes if not node.blocked]
+    if not usable:
+        return
+    best = max(usable, key=lambda node: node.at(hours).available_millicpu)
+    most = best.at(hours).available_millicpu
+    if most >= ask:
+        yield f"{best.node} could promise {most}m for {hours} h now: wait for the next attempt"
+        return
+    if most:
+        yield f"ask for at most {most}m: {best.node} has the most for {hours} h"
+    yield from _shorter(ask, hours, usable)
+    yield from _fewer_promises(ask, hours, usable)
+
+
+def _shorter(ask: int, hours: int, nodes: Sequence[NodeView]) -> Iterator[str]:
+    """The longest shorter horizon for which a node could promise the ask."""
+    for figures in reversed(nodes[0].horizons):
+        if figures.hours < hours:
+            able = [n for n in nodes if n.at(figures.hours).available_millicpu >= ask]
+            if able:
+                yield (
+                    f"end within {figures.hours} h, and say so with the annotation "
+                    f"{DURATION_ANNOTATION}: {len(able)} of {len(nodes)} nodes could promise it"
+                )
+                return
+
+
+def _fewer_promises(ask: int, hours: int, nodes: Sequence[NodeView]) -> Iterator[str]:
+    """The node on which the least would have to end."""
+    able = [n for n in nodes if n.at(hours).reclaimable_millicpu >= ask]
+    if able:
+        missing = {n.node: ask - n.at(hours).available_millicpu for n in able}
+        least = min(missing, key=missing.__getitem__)
+        yield (
+            f"on {len(able)} of {len(nodes)} nodes it would fit beside fewer offline pods: on {least}, "
+            f"{missing[least]}m of what is promised would have to end"
+        )

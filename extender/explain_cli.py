@@ -1,0 +1,213 @@
+"""`archimedes why` and `archimedes nodes`: ask a running extender, and show what it says."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
+from urllib.parse import quote
+
+import msgspec
+import typer
+
+from models.errors import ArchimedesError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from extender.explain import Explanation, NodeView
+
+Url = Annotated[str, typer.Option("--url", help="Where the extender listens.")]
+CaFile = Annotated[
+    str, typer.Option("--ca-file", metavar="FILE", help="Authority of its certificate, for https.")
+]
+CertFile = Annotated[
+    str, typer.Option("--cert-file", metavar="FILE", help="Your client certificate.")
+]
+KeyFile = Annotated[str, typer.Option("--key-file", metavar="FILE", help="Its private key.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+_DEFAULT_URL = "http://127.0.0.1:8080"
+_SHOWN = 10
+"""Candidates that are printed; --json holds all."""
+
+
+class _Term(msgspec.Struct, frozen=True):
+    name: str
+    text: str
+    millicpu: int
+
+
+class _Horizon(msgspec.Struct, frozen=True):
+    hours: int
+    terms: tuple[_Term, ...]
+    available_millicpu: int
+
+
+class _Promise(msgspec.Struct, frozen=True):
+    pod: str
+    millicpu: int
+    horizon_hours: int
+    stage: str
+    made: float
+
+
+class _Node(msgspec.Struct, frozen=True):
+    model_version: str
+    arithmetic: tuple[_Horizon, ...]
+    promises: tuple[_Promise, ...]
+
+
+def why(
+    pod: Annotated[str, typer.Argument(help="NAMESPACE/NAME; without a slash, of `default`.")],
+    url: Url = _DEFAULT_URL,
+    ca_file: CaFile = "",
+    cert_file: CertFile = "",
+    key_file: KeyFile = "",
+    as_json: Json = False,
+) -> None:
+    """Explain the newest decision about a pod, and what would have to change where it waits.
+
+    Example: archimedes why batch/report-7 --url http://127.0.0.1:8080
+    """
+    from extender.client import Extender, read
+    from extender.decision_log import Record
+    from extender.explain import NodeView, explanation
+
+    key = pod if "/" in pod else f"default/{pod}"
+    extender = Extender(url, ca_file, cert_file, key_file)
+    said, known = extender.ask(f"/v1/decisions?pod={quote(key)}&limit=1000", "/v1/nodes")
+    records = read(said, list[Record])
+    found = explanation(records, read(known, list[NodeView]))
+    if found is None:
+        raise ArchimedesError(
+            f"the extender at {url} remembers no decision about {key}: it was never asked about "
+            "it, or has decided about 10,000 others since; decision_log keeps them longer"
+        )
+    if as_json:
+        typer.echo(msgspec.json.encode(found))
+    else:
+        _print_explanation(found)
+
+
+def nodes(
+    name: Annotated[str, typer.Argument(help="One node, term by term; without it, all.")] = "",
+    url: Url = _DEFAULT_URL,
+    ca_file: CaFile = "",
+    cert_file: CertFile = "",
+    key_file: KeyFile = "",
+    as_json: Json = False,
+) -> None:
+    """Show how much each node could promise, and how that comes about.
+
+    Example: archimedes nodes node-07 --url http://127.0.0.1:8080
+    """
+    from extender.client import Extender, read
+    from extender.explain import NodeView
+
+    extender = Extender(url, ca_file, cert_file, key_file)
+    (said,) = extender.ask(f"/v1/nodes/{quote(name, safe='')}" if name else "/v1/nodes")
+    if said is None:
+        raise ArchimedesError(f"the extender at {url} knows no node {name!r}")
+    if as_json:
+        typer.echo(said)
+    elif name:
+        _print_node(name, read(said, _Node))
+    else:
+        _print_nodes(read(said, list[NodeView]))
+
+
+def _print_explanation(found: Explanation) -> None:
+    console = _console()
+    tier = "offline" if found.offline else "online"
+    console.print(
+        f"{found.pod} ({tier}) asks {found.millicpu}m for {found.horizon_hours} h\n"
+        f"decided {_utc(found.time)} by model {found.model_version}, snapshot {found.snapshot}; "
+        f"{found.decisions} decisions are remembered\n"
+        f"{found.offered} nodes offered: {len(found.candidates)} candidates, "
+        f"{found.ranked_out} ranked out, {sum(found.rejected.values())} refused"
+    )
+    _print_table(["nodes", "refused because"], _texts(found.rejected))
+    shown = found.candidates[:_SHOWN]
+    _print_table(
+        ["candidate", "score", "could be promised"],
+        [[c.node, f"{c.score:.3f}", f"{c.available}m"] for c in shown],
+    )
+    if len(found.candidates) > _SHOWN:
+        console.print(f"... and {len(found.candidates) - _SHOWN} more; --json shows them")
+    console.print(_outcome(found))
+    for text in found.would_help:
+        console.print(f"  - {text}")
+
+
+def _outcome(found: Explanation) -> str:
+    if found.node:
+        return f"Bound to {found.node}."
+    if found.bind_error:
+        return f"The last bind failed: {found.bind_error}."
+    if not found.offline:
+        return "kube-scheduler binds online pods itself: `kubectl get pod -o wide` names the node."
+    if found.candidates:
+        return "Not bound: kube-scheduler has chosen none of the candidates yet."
+    return "No node could take it. What would help, by the nodes as they are now:"
+
+
+def _print_nodes(found: list[NodeView]) -> None:
+    hours = [figures.hours for figures in found[0].horizons] if found else []
+    rows = [
+        [
+            node.node,
+            f"{node.allocatable_cores:g}",
+            f"{node.promised_millicpu}m",
+            *(f"{node.at(h).available_millicpu}m" for h in hours),
+            node.blocked,
+        ]
+        for node in found
+    ]
+    columns = ["node", "cores", "promised", *(f"left for {h} h" for h in hours), "blocked because"]
+    _print_table(columns, rows)
+    _console().print(f"{len(found)} nodes")
+
+
+def _print_node(name: str, node: _Node) -> None:
+    """Terms as rows, horizons as columns; a term that a horizon lacks is 0 there."""
+    texts = {term.name: term.text for horizon in node.arithmetic for term in horizon.terms}
+    amounts = [{term.name: term.millicpu for term in h.terms} for h in node.arithmetic]
+    rows = [[text, *(f"{of.get(key, 0):+}m" for of in amounts)] for key, text in texts.items()]
+    rows.append(["= available", *(f"{h.available_millicpu}m" for h in node.arithmetic)])
+    _console().print(f"{name}, by model {node.model_version}")
+    _print_table(["term", *(f"{h.hours} h" for h in node.arithmetic)], rows)
+    promises = [
+        [p.pod, f"{p.millicpu}m", f"{p.horizon_hours} h", p.stage, _utc(p.made)]
+        for p in node.promises
+    ]
+    _print_table(["promise", "millicores", "for", "stage", "made"], promises)
+
+
+def _texts(counts: dict[str, int]) -> list[list[str]]:
+    return [[str(count), text] for text, count in counts.items()]
+
+
+def _print_table(columns: list[str], rows: list[list[str]]) -> None:
+    """A table, unless it were empty."""
+    from rich.table import Table
+
+    if not rows:
+        return
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*row)
+    _console().print(table)
+
+
+def _console() -> Console:
+    """Text from a cluster is not markup; where nobody watches, lines are not cut."""
+    from rich.console import Console
+
+    console = Console(markup=False, highlight=False)
+    if not console.is_terminal:
+        console.width = 200
+    return console
+
+
+def _utc(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
