@@ -87,7 +87,11 @@ class KubeCluster:
             body={
                 "apiVersion": "events.k8s.io/v1",
                 "kind": "Event",
-                "metadata": {"generateName": f"{event.name}.", "namespace": event.namespace},
+                "metadata": {
+                    # A name's 253 characters would leave no room for what is appended.
+                    "generateName": f"{event.name[:200].rstrip('.-')}-",
+                    "namespace": event.namespace,
+                },
                 "eventTime": _micro_time(event.time),
                 "reportingController": _REPORTER,
                 "reportingInstance": _INSTANCE,

@@ -135,6 +135,6 @@ def _fewer_promises(ask: int, hours: int, nodes: Sequence[NodeView]) -> Iterator
         missing = {n.node: ask - n.at(hours).available_millicpu for n in able}
         least = min(missing, key=missing.__getitem__)
         yield (
-            f"on {len(able)} of {len(nodes)} nodes it would fit beside fewer offline pods: on {least}, "
-            f"{missing[least]}m of what is promised would have to end"
+            f"on {len(able)} of {len(nodes)} nodes it would fit beside fewer offline pods: "
+            f"on {least}, {missing[least]}m of what is promised would have to end"
         )

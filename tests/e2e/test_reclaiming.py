@@ -10,10 +10,8 @@ import time
 import pytest
 
 from tests.controlplane import objects, workload
-from tests.controlplane.api import ApiError
 from tests.controlplane.process import wait_until
 from tests.e2e.world import (
-    DEPLOY,
     NODES,
     PODS_PER_NODE,
     RESOURCE,
@@ -128,33 +126,6 @@ def test_after_a_restart_nothing_is_promised_twice(world: World, grace: float) -
         assert node["promised_millicpu"] == asked[name]
     world.delete("old")
     world.delete("new")
-
-
-def test_the_shipped_role_is_enough_and_no_more(world: World) -> None:
-    account = world.plane.client(world.account)
-    pod = workload.pods(world.plane.admin, world.namespace)[0]["metadata"]["name"]
-    for forbidden in (
-        lambda: account.get("/api/v1/secrets"),
-        lambda: account.get("/api/v1/namespaces/kube-system/configmaps"),
-        lambda: account.delete(f"/api/v1/namespaces/{world.namespace}/pods/{pod}"),
-        lambda: account.patch("/api/v1/nodes/node-00", {"metadata": {"labels": {"a": "b"}}}),
-        lambda: account.post("/api/v1/nodes", objects.node("mine")),
-    ):
-        with pytest.raises(ApiError) as error:
-            forbidden()
-        assert error.value.status == 403
-
-
-def test_the_manifests_are_accepted(world: World) -> None:
-    said = world.plane.kubectl(
-        "apply",
-        "--server-side",
-        "--dry-run=server",
-        "--force-conflicts",
-        "-f",
-        str(DEPLOY / "rbac.yaml"),
-    )
-    assert said.count("serverside-applied") == 3
 
 
 @pytest.mark.slow
