@@ -12,7 +12,8 @@ import yaml
 from tests.controlplane import objects, workload
 from tests.controlplane.api import Api, ApiError, Json
 from tests.controlplane.cluster import ControlPlane
-from tests.e2e.world import DEPLOY, RESOURCE
+from tests.controlplane.process import wait_until
+from tests.e2e.world import DEPLOY, RESOURCE, shipped_account
 
 pytestmark = [pytest.mark.controlplane, pytest.mark.timeout(300)]
 
@@ -38,12 +39,22 @@ def place(control_plane: ControlPlane) -> Iterator[Place]:
     namespace = f"test-{secrets.token_hex(4)}"
     admin = control_plane.admin
     workload.create_namespace(admin, namespace)
-    control_plane.kubectl("apply", "-f", str(DEPLOY / "rbac.yaml"))
-    user = control_plane.service_account(_HOME, "archimedes-extender")
+    user = shipped_account(control_plane)
     workload.create_nodes(admin, [objects.node("role-node")])
     workload.create_pods(admin, [objects.pod("placed", namespace, node_name="role-node")])
-    yield Place(control_plane, namespace, control_plane.client(user), user)
+    here = Place(control_plane, namespace, control_plane.client(user), user)
+    wait_until(lambda: _is_in_force(here), 30, "the API server has read the admission policy")
+    yield here
     workload.delete_all(admin)
+
+
+def _is_in_force(place: Place) -> bool:
+    labels = {"probe": secrets.token_hex(4)}  # a patch that changes nothing is never refused
+    try:
+        place.account.patch("/api/v1/nodes/role-node/status", {"metadata": {"labels": labels}})
+    except ApiError as e:
+        return "the extender changes" in e.message
+    return False
 
 
 def shipped() -> set[Right]:
@@ -173,6 +184,42 @@ def test_what_is_not_needed_is_forbidden(
 
 def _headers(method: str) -> dict[str, str]:
     return {"Content-Type": "application/merge-patch+json"} if method == "PATCH" else {}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"metadata": {"labels": {"a": "b"}}},
+        {"metadata": {"annotations": {"a": "b"}}},
+        {"status": {"capacity": {"cpu": "640"}}},
+        {"status": {"allocatable": {"cpu": "640"}}},
+        {"status": {"capacity": {"memory": None}}},
+        {"status": {"allocatable": {"pods": None}}},
+        {"status": {"capacity": {"example.com/gpu": "8"}}},
+        {"status": {"conditions": [{"type": "Ready", "status": "False"}]}},
+        {"status": {"conditions": None}},
+        {"status": {"addresses": [{"type": "InternalIP", "address": "10.1.2.3"}]}},
+        {"status": {"daemonEndpoints": {"kubeletEndpoint": {"Port": 1234}}}},
+        {"status": {"nodeInfo": {"kubeletVersion": "v0"}}},
+        {"status": {"images": [{"names": ["a"], "sizeBytes": 1}]}},
+        {"status": {"volumesInUse": ["a"]}},
+        {"status": {"volumesAttached": [{"name": "a", "devicePath": "b"}]}},
+        {"status": {"phase": "Terminated"}},
+    ],
+)
+def test_of_a_nodes_status_it_writes_its_own_resource_only(place: Place, change: Json) -> None:
+    path = "/api/v1/nodes/role-node/status"
+    with pytest.raises(ApiError, match="the extender changes") as error:
+        place.account.patch(path, change)
+    assert error.value.status in (_FORBIDDEN, 422)
+    for amount in ("3000", "5000"):  # new, and changed
+        amounts = {RESOURCE: amount}
+        place.account.patch(path, {"status": {"capacity": amounts, "allocatable": amounts}})
+
+
+def test_others_may_write_a_nodes_status_as_before(place: Place) -> None:
+    annotations = {"annotations": {"example.com/by": "its kubelet"}}
+    place.plane.admin.patch("/api/v1/nodes/role-node/status", {"metadata": annotations})
 
 
 @pytest.mark.parametrize("header", ["Impersonate-User", "Impersonate-Group"])

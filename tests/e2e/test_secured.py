@@ -18,7 +18,7 @@ from tests.controlplane import objects, workload
 from tests.controlplane.api import Json
 from tests.controlplane.cluster import SCHEDULER, ControlPlane
 from tests.controlplane.process import Process, free_port, wait_until
-from tests.e2e.world import DEPLOY, RESOURCE
+from tests.e2e.world import DEPLOY, RESOURCE, shipped_account
 
 pytestmark = [pytest.mark.controlplane, pytest.mark.timeout(300)]
 
@@ -63,8 +63,7 @@ def place(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory)
     folder, namespace = tmp_path_factory.mktemp("secured"), f"test-{secrets.token_hex(4)}"
     admin = control_plane.admin
     workload.create_namespace(admin, namespace)
-    control_plane.kubectl("apply", "-f", str(DEPLOY / "rbac.yaml"))
-    account = control_plane.service_account("kube-system", "archimedes-extender")
+    account = shipped_account(control_plane)
     workload.create_nodes(admin, [objects.node(f"secured-{n}", cpu=8.0) for n in range(3)])
     files, authority = Files(folder), Authority()
     files.write(authority, authority)

@@ -220,9 +220,7 @@ def build_world(plane: ControlPlane, namespace: str, folder: Path) -> Iterator[W
     )
     workload.wait_for_phase(plane.admin, namespace, online, timeout=60)
     past = _write_day(folder / "day.txt", namespace, online)
-    for manifest in ("rbac.yaml", "priority-class.yaml"):
-        plane.kubectl("apply", "-f", str(DEPLOY / manifest))
-    account = plane.service_account("kube-system", "archimedes-extender")
+    account = shipped_account(plane)
     _save_model(folder / "models" / "1")
     scrape = [kwok.scrape_config(plane.kwok_port)]
     with Prometheus(folder / "prometheus", scrape, past) as prometheus:
@@ -242,6 +240,13 @@ def build_world(plane: ControlPlane, namespace: str, folder: Path) -> Iterator[W
             yield World(plane, namespace, extender, account, prometheus)
         finally:
             extender.stop()
+
+
+def shipped_account(plane: ControlPlane) -> str:
+    """The extender's account, with the shipped rights and limits; its user name."""
+    for manifest in ("rbac.yaml", "admission-policy.yaml", "priority-class.yaml"):
+        plane.kubectl("apply", "-f", str(DEPLOY / manifest))
+    return plane.service_account("kube-system", "archimedes-extender")
 
 
 def shipped_configuration(url: str) -> Json:
