@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from archimedes.cli import assemble
 from extender.app import listening
-from extender.decision_log import Binding, Candidate, Decision
+from extender.decision_log import Binding, Candidate, Decision, Record
 from extender.explain import HorizonView, NodeView, explanation
 from extender.wire import BindingArgs
 from models.errors import ArchimedesError
@@ -105,7 +105,7 @@ def test_an_ask_beyond_everything_gets_no_advice_that_cannot_help() -> None:
 
 def test_the_newest_pod_of_the_name_counts() -> None:
     # A pod of the same name lived before, and was bound.
-    records = [decision(uid="u2"), bound(uid="u1"), decision(uid="u1")]
+    records: list[Record] = [decision(uid="u2"), bound(uid="u1"), decision(uid="u1")]
     found = explanation(records, [])
     assert found is not None
     assert (found.uid, found.node, found.decisions) == ("u2", "", 1)
