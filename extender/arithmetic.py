@@ -76,7 +76,7 @@ def _reclaimable(allocatable: float, peak: float, reclaimable: int, policy: Poli
     steps = [whole[0], *(after - before for before, after in pairwise(whole))]
     texts = {
         "allocatable": "allocatable CPU",
-        "above_ceiling": f"above {policy.ceiling:g} of it",
+        "above_ceiling": f"above the ceiling of {policy.ceiling:g}",
         "system_reserve": "system reserve",
         "forecast": "forecast peak of online pods",
     }

@@ -122,7 +122,7 @@ def _print_explanation(found: Explanation) -> None:
     console.print(
         f"{found.pod} ({tier}) asks {found.millicpu}m for {found.horizon_hours} h\n"
         f"decided {_utc(found.time)} by model {found.model_version}, snapshot {found.snapshot}; "
-        f"{found.decisions} decisions are remembered\n"
+        f"decisions remembered: {found.decisions}\n"
         f"{found.offered} nodes offered: {len(found.candidates)} candidates, "
         f"{found.ranked_out} ranked out, {sum(found.rejected.values())} refused"
     )
