@@ -44,7 +44,8 @@ log = structlog.get_logger()
 class Parts:
     """What a server is made of; a demo or a test brings its own.
 
-    usage: None where there is none; then nothing is promised.
+    usage: None where there is none; then nothing is promised. runs_file: where it is kept how long
+    workloads run, None for nowhere.
     """
 
     settings: Settings
@@ -52,6 +53,7 @@ class Parts:
     cluster: Cluster
     usage: UsageSource | None
     models: ModelSource
+    runs_file: Path | None = None
     telemetry: Telemetry = field(default_factory=Telemetry)
 
 
@@ -78,8 +80,10 @@ class Server:
         self.loops = Loops(
             self.state,
             self.refresher,
+            self.binder,
             parts.cluster,
             parts.models,
+            parts.runs_file,
             self.decisions,
             settings,
             clock,
@@ -87,6 +91,7 @@ class Server:
             np.random.default_rng(),
             self._other_loops(),
         )
+        self.loops.load_runs()
 
     def app(self) -> web.Application:
         """The HTTP application."""
@@ -109,6 +114,7 @@ class Server:
     async def close(self) -> None:
         """Finish binds that are under way and close what is open."""
         await self.binder.drain()
+        self.loops.save_runs()
         await self.parts.cluster.close()
         if self.parts.usage is not None:
             await self.parts.usage.close()
@@ -204,7 +210,7 @@ def production_parts(settings: Settings) -> Parts:
 
     telemetry = Telemetry()
     api = KubeApi(Credentials(settings.kubeconfig))
-    prometheus = settings.prometheus
+    prometheus, store = settings.prometheus, Path(settings.model.directory)
     return Parts(
         settings=settings,
         clock=time.time,
@@ -212,11 +218,12 @@ def production_parts(settings: Settings) -> Parts:
         usage=PrometheusSource(prometheus) if prometheus.url else None,
         models=ChampionSource(
             settings.model.tracking_uri,
-            Path(settings.model.directory),
+            store,
             clock=time.time,
             fallback=fallback_model(settings.policy),
             headers=mlflow_headers(os.environ),
         ),
+        runs_file=store / "runs.json",
         telemetry=telemetry,
     )
 

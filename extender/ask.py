@@ -28,7 +28,8 @@ DURATION_ANNOTATION = "archimedes.dev/expected-duration"
 CANDIDATES_ANNOTATION = "archimedes.dev/candidates"
 
 DEFAULT_DURATION = 24 * 3600.0
-"""Seconds for a pod that says nothing: the longest horizon, which promises the least."""
+"""Seconds for a pod that says nothing and whose workload's runs are not known: the longest horizon,
+which promises the least."""
 
 _DURATION = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?[dhms])+")
 _PART = re.compile(r"([0-9.]+)([dhms])")
@@ -38,6 +39,11 @@ _FINISHED = ("Succeeded", "Failed")
 _NONE = Resources()
 
 Amount = Callable[[Resources], float]
+Lasted = Callable[[str], float | None]
+
+
+def _never(_: str) -> None:
+    """No workload has ever finished a run."""
 
 
 class PodFacts(msgspec.Struct, frozen=True, gc=False):
@@ -74,12 +80,13 @@ class PodFacts(msgspec.Struct, frozen=True, gc=False):
     version: int
 
 
-def pod_facts(pod: Pod, resource: str) -> PodFacts:
+def pod_facts(pod: Pod, resource: str, lasted: Lasted = _never) -> PodFacts:
     """Read a pod; never fails, whatever is missing or malformed.
 
     Args:
         pod: as the API server or kube-scheduler sent it.
         resource: the name of the reclaimed resource.
+        lasted: for how long, in seconds, runs of a workload last; None where it is not known.
     """
     metadata, spec = pod.metadata or Metadata(), pod.spec or PodSpec()
     status = pod.status or PodStatus()
@@ -88,16 +95,19 @@ def pod_facts(pod: Pod, resource: str) -> PodFacts:
     request = pod_request(spec, _cpu)
     millicpu, problem = _reclaimed(spec, resource) if offline else (round(request * 1000), "")
     annotations = metadata.annotations or {}
+    workload = sys.intern(workload_of(metadata))
     duration, candidates, bad = _annotated(annotations, spec)
+    if duration is None:
+        duration = (lasted(workload) if offline else None) or DEFAULT_DURATION
     return PodFacts(
         uid=metadata.uid or key,
         key=key,
-        workload=sys.intern(workload_of(metadata)),
+        workload=workload,
         node=spec.node_name or "",
         offline=offline,
         ask=Ask(millicpu, horizon_index(duration), offline),
         request=request,
-        started=_seconds(status.start_time),
+        started=seconds_of(status.start_time),
         finished=status.phase in _FINISHED,
         problem=problem,
         bad_annotations=bad,
@@ -155,7 +165,7 @@ def parse_duration(text: str) -> float | None:
     return seconds or None
 
 
-def _seconds(text: str | None) -> float:
+def seconds_of(text: str | None) -> float:
     """Seconds since the epoch of an RFC 3339 time; inf where there is none."""
     try:
         return datetime.fromisoformat(text).timestamp() if text else math.inf
@@ -190,13 +200,14 @@ def _reclaimed(spec: PodSpec, resource: str) -> tuple[int, str]:
 
 def _annotated(
     annotations: Mapping[str, str], spec: PodSpec
-) -> tuple[float, int | None, tuple[str, ...]]:
+) -> tuple[float | None, int | None, tuple[str, ...]]:
     """Expected duration in seconds, wanted candidates, and the annotations that are malformed.
 
-    A malformed duration counts as the longest horizon: the pod can only be promised less.
+    The duration is None where the pod says nothing. A malformed one counts as the longest horizon:
+    the pod can only be promised less.
     """
     bad: list[str] = []
-    duration = float(spec.active_deadline_seconds or 0) or DEFAULT_DURATION
+    duration = float(spec.active_deadline_seconds or 0) or None
     if (text := annotations.get(DURATION_ANNOTATION)) is not None:
         parsed = parse_duration(text)
         duration = parsed if parsed is not None else DEFAULT_DURATION

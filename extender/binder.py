@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import math
+from dataclasses import replace
+from http import HTTPStatus
 
 import structlog
 
-from extender.ask import PodFacts, pod_facts
+from extender.ask import PodFacts
 from extender.calls import NOT_READY
-from extender.decide import decide, explain
+from extender.decide import Ask, decide, explain
 from extender.decision_log import Binding, DecisionLog
 from extender.events import Events
-from extender.ledger import Stage
+from extender.ledger import Entry, Stage
 from extender.ports import Clock, Cluster, ClusterError
 from extender.settings import Settings
 from extender.snapshot import Reason
@@ -20,9 +23,9 @@ from extender.telemetry import Telemetry
 from extender.wire import BindingArgs
 from models.policy import HORIZONS
 
-CONFIRM_SECONDS = 600.0
-"""Seconds for which a written binding stays charged until the watch shows the pod. Longer than any
-silence after which the state still promises, so that a lagging watch never frees the CPU."""
+CONFIRM_SECONDS = 60.0
+"""Seconds in which the watch should have shown a binding that was written; then the API server is
+asked. It stays charged until the watch has shown it, or the pod is gone."""
 
 _POST_SHARE = 0.7
 """Share of the time for a bind that the POST may take; the rest is for asking what became of it."""
@@ -31,11 +34,36 @@ log = structlog.get_logger()
 
 
 class BindError(Exception):
-    """Why the pod was not bound. ``certain``: the API server said so, or was never asked."""
+    """Why the pod was not bound: nothing was sent, or the API server refused it."""
 
-    def __init__(self, text: str, certain: bool = True) -> None:
-        super().__init__(text)
-        self.certain = certain
+    outcome = "refused"
+
+
+class GoneError(BindError):
+    """There is no such pod any more, so nothing that was sent for it can be carried out."""
+
+
+class ElsewhereError(BindError):
+    """Some other binding of the pod was carried out."""
+
+
+class UnansweredError(BindError):
+    """The binding was sent but not answered; a moment later the pod was not bound.
+
+    As the API server has answered since, what it had received is carried out soon or never.
+    """
+
+    outcome = "failed"
+
+
+class UnknownFateError(BindError):
+    """The binding was sent, or may have been earlier, and the API server has not answered since.
+
+    However long that takes, it may still be carried out: a server that stood still goes on where
+    it was.
+    """
+
+    outcome = "failed"
 
 
 class Binder:
@@ -59,6 +87,7 @@ class Binder:
         self._telemetry = telemetry
         self._events = events
         self._under_way: dict[str, tuple[str, asyncio.Task[str]]] = {}
+        self._unbound: set[str] = set()
 
     async def bind(self, args: BindingArgs) -> str:
         """Bind a pod; returns the error for kube-scheduler, empty where the pod is bound.
@@ -79,40 +108,102 @@ class Binder:
         """Wait until no bind is under way."""
         await asyncio.gather(*(task for _, task in self._under_way.values()))
 
+    async def chase(self) -> None:
+        """Ask what became of bindings that the watch should have shown by now.
+
+        What is charged for them stays until the API server has answered, however long that takes.
+        """
+        self._unbound = {uid for uid in self._unbound if self._open(uid) is not None}
+        for entry in self._state.ledger.late_bindings(self._clock()):
+            if entry.uid not in self._under_way:
+                try:
+                    async with asyncio.timeout(self._settings.bind_seconds):
+                        await self._ask(entry)
+                except (UnknownFateError, TimeoutError):
+                    return  # it answers nothing else either; the next chase asks again
+
+    async def _ask(self, entry: Entry) -> None:
+        """Let a binding's charge follow its fate. Raises UnknownFateError."""
+        uid = entry.uid
+        namespace, name = entry.pod.split("/", 1)
+        try:
+            pod = await self._read(BindingArgs(name, namespace, uid, ""))
+        except GoneError:
+            self._let_go(uid)
+            return
+        if uid in self._under_way:
+            return
+        if pod.node and not pod.finished:
+            self._settle(uid, pod.node)
+        elif pod.finished or uid in self._unbound:
+            self._let_go(uid)
+        else:
+            self._unbound.add(uid)
+            self._state.ledger.extend(uid, self._clock() + self._settings.hold_seconds)
+
     async def _bind(self, args: BindingArgs) -> str:
-        pod, error = self._state.pod(args.pod_uid), ""
-        outcome = "bound"
+        uid = args.pod_uid
+        pod, error, outcome = self._state.pod(uid), "", "bound"
+        earlier = self._open(uid)
+        self._unbound.discard(uid)
         try:
             async with asyncio.timeout(self._settings.bind_seconds):
-                if pod is None or self._is_open(args.pod_uid):
+                if pod is None or earlier is not None:
                     pod = await self._read(args)
                 if self._charge(pod, args.node):
                     await self._write(args)
-                    self._state.ledger.extend(pod.uid, self._clock() + CONFIRM_SECONDS)
+                    self._settle(uid, args.node)
         except BindError as e:
-            error, outcome = str(e), "refused" if e.certain else "failed"
-            if e.certain:
-                self._state.ledger.release_binding(args.pod_uid)
+            error, outcome = str(e), e.outcome
+            self._give_back(uid, e, earlier)
         except TimeoutError:
             error, outcome = "the API server did not answer in time", "failed"
+        finally:
+            self._state.ledger.conclude(uid, self._clock() + self._settings.hold_seconds)
         self._telemetry.binds.labels(outcome).inc()
         self._record(args, pod, error)
         return error
 
-    def _is_open(self, uid: str) -> bool:
-        """Whether nobody knows what became of an earlier bind: its charge stays until they do."""
+    def _give_back(self, uid: str, why: BindError, earlier: Entry | None) -> None:
+        """Release what the failed bind has charged, and nothing that may still be carried out."""
+        match why:
+            case GoneError():
+                self._let_go(uid)
+            case ElsewhereError():
+                self._state.ledger.release_hold(uid)
+            case UnansweredError():
+                self._unbound.add(uid)
+            case UnknownFateError():
+                pass
+            case _:
+                self._state.ledger.withdraw(uid, earlier)
+
+    def _let_go(self, uid: str) -> None:
+        """No binding of the pod can be carried out any more, and nothing is held for it."""
+        self._unbound.discard(uid)
+        self._state.ledger.withdraw(uid, None)
+        self._state.ledger.release_hold(uid)
+
+    def _open(self, uid: str) -> Entry | None:
+        """The charge of an earlier bind, until it is known what became of that."""
         entry = self._state.ledger.get(uid)
-        return entry is not None and entry.stage is Stage.BINDING
+        return entry if entry is not None and entry.stage is Stage.BINDING else None
+
+    def _settle(self, uid: str, node: str) -> None:
+        """The API server has the pod on the node; its watch event is on the way."""
+        row = self._state.last_row(node)
+        if row is not None:
+            self._state.ledger.settle(uid, row, self._clock() + CONFIRM_SECONDS)
 
     async def _read(self, args: BindingArgs) -> PodFacts:
         """The pod as it is, where the watch has not shown it, or not what became of it."""
         try:
             pod = await self._cluster.read_pod(args.pod_namespace, args.pod_name)
         except ClusterError as e:
-            raise BindError(f"the pod cannot be read: {e}", certain=False) from e
-        facts = None if pod is None else pod_facts(pod, self._settings.resource)
+            raise UnknownFateError(f"the pod cannot be read: {e}") from e
+        facts = None if pod is None else self._state.facts(pod)
         if facts is None or facts.uid != args.pod_uid:
-            raise BindError("there is no pod of this name and UID")
+            raise GoneError("there is no pod of this name and UID")
         return facts
 
     def _charge(self, pod: PodFacts, node: str) -> bool:
@@ -126,32 +217,32 @@ class Binder:
         if not self._state.ready:
             raise BindError(NOT_READY)
         if pod.node:
+            self._settle(pod.uid, pod.node)
             if pod.node == node:
                 return False
-            raise BindError(f"the pod is bound to {pod.node} already")
+            raise ElsewhereError(f"the pod is bound to {pod.node} already")
         if not pod.offline:
             return True
         if pod.problem:
             raise BindError(pod.problem)
-        now = self._clock()
+        now, ledger = self._clock(), self._state.ledger
+        ask = _as_filtered(pod.ask, ledger.get(pod.uid))
         snapshot = self._state.snapshot(now, without=pod.uid)
         row = snapshot.rows([node])
-        verdicts = decide(snapshot, row, pod.ask, self._state.policy, 0)
+        verdicts = decide(snapshot, row, ask, self._state.policy, 0)
         reason = Reason(int(verdicts.reason[0]))
-        ledger = self._state.ledger
         if reason is not Reason.FITS:
             ledger.release_hold(pod.uid)
-            raise BindError(explain(reason, pod.ask, self._state.policy))
-        expires = now + self._settings.bind_seconds + self._settings.hold_seconds
+            raise BindError(explain(reason, ask, self._state.policy))
         ledger.reserve(
             pod.uid,
             pod.key,
-            pod.ask.millicpu,
-            pod.ask.horizon,
+            ask.millicpu,
+            ask.horizon,
             int(row[0]),
             int(verdicts.available[0]),
             now,
-            expires,
+            math.inf,  # until it is known what became of the binding
         )
         return True
 
@@ -163,38 +254,49 @@ class Binder:
         except TimeoutError:
             await self._resolve(args, "the API server did not answer the binding")
         except ClusterError as e:
-            if e.status not in (0, 409) and e.status < 500:
+            if e.status == HTTPStatus.CONFLICT:
+                await self._resolve(args, str(e), BindError)
+            elif 0 < e.status < HTTPStatus.INTERNAL_SERVER_ERROR:
                 raise BindError(f"the API server refused the binding: {e}") from e
-            await self._resolve(args, str(e))
+            else:
+                await self._resolve(args, str(e))
 
-    async def _resolve(self, args: BindingArgs, problem: str) -> None:
-        """Return where the pod is bound as wanted. Raises BindError."""
-        try:
-            pod = await self._cluster.read_pod(args.pod_namespace, args.pod_name)
-        except ClusterError as e:
-            raise BindError(f"{problem}, nor whether the pod is bound", certain=False) from e
-        facts = None if pod is None else pod_facts(pod, self._settings.resource)
-        if facts is None or facts.uid != args.pod_uid:
-            raise BindError("the pod is gone")
-        if facts.node and facts.node != args.node:
-            raise BindError(f"the pod is bound to {facts.node} already")
-        if not facts.node:
-            raise BindError(problem)
+    async def _resolve(
+        self, args: BindingArgs, problem: str, unbound: type[BindError] = UnansweredError
+    ) -> None:
+        """Return where the pod is bound as wanted.
+
+        Raises:
+            BindError: it is bound elsewhere, gone or unknown; ``unbound`` where it is not bound.
+        """
+        pod = await self._read(args)
+        if not pod.node:
+            raise unbound(problem)
+        if pod.node != args.node:
+            self._settle(pod.uid, pod.node)
+            raise ElsewhereError(f"the pod is bound to {pod.node} already")
 
     def _record(self, args: BindingArgs, pod: PodFacts | None, error: str) -> None:
         key = f"{args.pod_namespace}/{args.pod_name}"
         if error:
             log.warning("pod not bound", pod=key, node=args.node, error=error)
             self._events.not_bound(key, args.pod_uid, args.node, error)
+        entry = self._state.ledger.get(args.pod_uid)
+        ask = _as_filtered(pod.ask, entry) if pod is not None else None
         self._log.append(
             Binding(
                 time=self._clock(),
                 pod=key,
                 uid=args.pod_uid,
                 node=args.node,
-                millicpu=pod.ask.millicpu if pod is not None else 0,
-                horizon_hours=HORIZONS[pod.ask.horizon] if pod is not None else 0,
+                millicpu=ask.millicpu if ask is not None else 0,
+                horizon_hours=HORIZONS[ask.horizon] if ask is not None else 0,
                 model_version=self._state.model_version,
                 error=error,
             )
         )
+
+
+def _as_filtered(ask: Ask, entry: Entry | None) -> Ask:
+    """The ask for the horizon on which filter decided: what is expected may have changed since."""
+    return ask if entry is None else replace(ask, horizon=entry.horizon)

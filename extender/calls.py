@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import structlog
 
-from extender.ask import PodFacts, pod_facts
+from extender.ask import PodFacts
 from extender.decide import Verdicts, decide, explain, scores, to_wire_scores
 from extender.decision_log import Candidate, Decision, DecisionLog
 from extender.events import Events
@@ -74,7 +74,7 @@ class Calls:
         """
         args = decode_args(body)
         offer = offered(args)
-        pod = pod_facts(args.pod, self._settings.resource)
+        pod = self._state.facts(args.pod)
         for name in pod.bad_annotations:
             self._telemetry.bad_annotations.labels(name).inc()
             log.warning("malformed annotation ignored", pod=pod.key, annotation=name)
@@ -93,7 +93,7 @@ class Calls:
         """
         args = decode_args(body)
         names = offered(args).names
-        pod = pod_facts(args.pod, self._settings.resource)
+        pod = self._state.facts(args.pod)
         snapshot = self._state.snapshot(self._clock(), without=pod.uid)
         rows = snapshot.rows(names)
         if not _all_differ(rows, len(snapshot.promised)):

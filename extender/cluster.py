@@ -6,13 +6,14 @@ import asyncio
 import socket
 from datetime import UTC, datetime
 from http import HTTPStatus
+from typing import TypeVar
 from urllib.parse import quote
 
 import msgspec
 import numpy as np
 
 from extender.kube import KubeApi
-from extender.kube_types import Node, Pod
+from extender.kube_types import ConfigMap, FinishedPod, Node, Pod
 from extender.ports import ClusterError, Feed, PodEvent
 from extender.reflector import Reflector
 from extender.telemetry import Telemetry
@@ -20,10 +21,14 @@ from extender.telemetry import Telemetry
 UNFINISHED = "status.phase!=Succeeded,status.phase!=Failed"
 """Finished pods use nothing; to this watch, a pod that finishes is deleted."""
 
+SUCCEEDED = "status.phase=Succeeded"
+
 _REPORTER = "archimedes.dev/extender"
 _INSTANCE = f"archimedes-extender-{socket.gethostname()}"[:128]
 """Which extender wrote an event; the API server takes 128 characters."""
 
+_PODS = "/api/v1/pods"
+T = TypeVar("T", bound=msgspec.Struct)
 _pod = msgspec.json.Decoder(Pod)
 
 
@@ -37,12 +42,18 @@ class KubeCluster:
 
     async def follow(self, nodes: Feed[Node], pods: Feed[Pod]) -> None:
         """Report what exists and every change, for ever."""
-        about = (self._telemetry, self._rng)
         async with asyncio.TaskGroup() as group:
-            group.create_task(Reflector(self._api, Node, "/api/v1/nodes", "", nodes, *about).run())
-            group.create_task(
-                Reflector(self._api, Pod, "/api/v1/pods", UNFINISHED, pods, *about).run()
-            )
+            group.create_task(self._reflect(Node, "/api/v1/nodes", "", nodes))
+            group.create_task(self._reflect(Pod, _PODS, UNFINISHED, pods))
+
+    async def follow_succeeded(self, pods: Feed[FinishedPod]) -> None:
+        """Report the pods that have succeeded, and each further one, for ever."""
+        await self._reflect(FinishedPod, _PODS, SUCCEEDED, pods)
+
+    async def follow_config_map(self, namespace: str, name: str, feed: Feed[ConfigMap]) -> None:
+        """Report one ConfigMap and every change to it, for ever."""
+        path = f"/api/v1/namespaces/{quote(namespace, safe='')}/configmaps"
+        await self._reflect(ConfigMap, path, f"metadata.name={name}", feed)
 
     async def bind(self, namespace: str, name: str, uid: str, node: str) -> None:
         """Bind the pod with this UID. Raises ClusterError."""
@@ -112,6 +123,10 @@ class KubeCluster:
     async def close(self) -> None:
         """Close connections."""
         await self._api.close()
+
+    async def _reflect(self, kind: type[T], path: str, selector: str, feed: Feed[T]) -> None:
+        reflector = Reflector(self._api, kind, path, selector, feed, self._telemetry, self._rng)
+        await reflector.run()
 
 
 def _pod_path(namespace: str, name: str) -> str:

@@ -13,6 +13,7 @@ from extender.ledger import Entry, Stage
 from extender.snapshot import Reason, Snapshot
 from extender.state import State
 from extender.telemetry import Telemetry
+from models.arrays import Ints
 from models.policy import HORIZONS, Policy
 
 if TYPE_CHECKING:
@@ -20,21 +21,29 @@ if TYPE_CHECKING:
 
 
 class HorizonTerms(msgspec.Struct, frozen=True):
-    """What can be promised for one horizon: reclaimable - promised = available, never below 0.
+    """What can be promised for one horizon, never below 0.
+
+    ``reclaimable - withheld - promised = available``
 
     ``reclaimable_millicpu`` is allocatable x ceiling - system reserve - forecast, in millicores, at
-    most the advertised ceiling. Unknown figures are null.
+    most the advertised ceiling; ``withheld_millicpu`` is what resource locks take of it. Unknown
+    figures are null.
     """
 
     hours: int
     forecast_cores: float
     expected_cores: float
     reclaimable_millicpu: int
+    withheld_millicpu: int
     available_millicpu: int
 
 
 class Promise(msgspec.Struct, frozen=True):
-    """A pod's charge on the node; a held one is charged on every node that was offered."""
+    """A pod's charge on the node; a held one is charged on every node that was offered.
+
+    ``until``: when a hold is dropped, or a bound promise's horizon has passed; null while a binding
+    is under way. ``overdue``: that has passed, and the node cannot cover the promise any more.
+    """
 
     pod: str
     uid: str
@@ -42,6 +51,18 @@ class Promise(msgspec.Struct, frozen=True):
     horizon_hours: int
     stage: str
     made: float
+    until: float
+    overdue: bool
+
+
+class LockTerm(msgspec.Struct, frozen=True):
+    """A resource lock that concerns the node; ``start`` and ``end`` in seconds since the epoch."""
+
+    name: str
+    reason: str
+    start: float
+    end: float
+    millicpu: int
 
 
 class NodeSummary(msgspec.Struct, frozen=True):
@@ -66,6 +87,7 @@ class NodeDetails(msgspec.Struct, frozen=True):
     system_reserve_cores: float
     emptied_millicpu: int
     promises: tuple[Promise, ...]
+    locks: tuple[LockTerm, ...]
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -77,8 +99,11 @@ class Health(msgspec.Struct, frozen=True):
 
 def describe_nodes(state: State, now: float) -> list[NodeSummary]:
     """Every node, by name."""
-    snapshot = state.snapshot(now)
-    return [_summary(state, snapshot, name, row) for name, row in sorted(snapshot.index.items())]
+    snapshot, withheld = state.snapshot(now), state.withheld(now)
+    return [
+        _summary(state, snapshot, withheld, name, row)
+        for name, row in sorted(snapshot.index.items())
+    ]
 
 
 def describe_node(state: State, name: str, now: float) -> NodeDetails | None:
@@ -87,7 +112,7 @@ def describe_node(state: State, name: str, now: float) -> NodeDetails | None:
     row = snapshot.index.get(name)
     if row is None:
         return None
-    summary = _summary(state, snapshot, name, row)
+    summary = _summary(state, snapshot, state.withheld(now), name, row)
     return NodeDetails(
         summary=summary,
         arithmetic=_arithmetic(summary, state.policy),
@@ -96,7 +121,11 @@ def describe_node(state: State, name: str, now: float) -> NodeDetails | None:
         ceiling=state.policy.ceiling,
         system_reserve_cores=state.policy.system_reserve,
         emptied_millicpu=int(snapshot.emptied[row]),
-        promises=tuple(_promise(e) for e in state.ledger.entries() if row in e.rows),
+        promises=tuple(_promise(e, now) for e in state.ledger.entries() if row in e.rows),
+        locks=tuple(
+            LockTerm(lock.name, lock.reason, lock.start, lock.end, millicpu)
+            for lock, millicpu in state.locks_on(name, float(snapshot.allocatable[row]), now)
+        ),
     )
 
 
@@ -105,13 +134,16 @@ def health(state: State, status: ModelStatus, now: float) -> Health:
     ready = state.ready and not state.draining
     blocked = _blocked(state.snapshot(now))
     lines = [
-        f"[{'+' if state.ready else '-'}] nodes and pods listed, ledger rebuilt",
+        f"[{'+' if state.ready else '-'}] nodes, pods and locks listed, ledger rebuilt",
+        *(f"[-] not listed yet: {kind}" for kind in state.unlisted),
         f"[{'-' if state.draining else '+'}] not draining",
         *(f"[ ] {name}: {count}" for name, count in state.counts.items()),
         f"[ ] API server last heard: {state.silence(now):.0f} s ago",
         f"[ ] model: {state.model_version} ({status.source})",
         *([f"[ ] model is not the champion: {status.reason}"] if status.reason else []),
         *(f"[ ] nodes blocked, {reason}: {count}" for reason, count in blocked.items() if count),
+        f"[ ] resource locks that are not over: {sum(now < lock.end for lock in state.locks)}",
+        *(f"[ ] resource lock {name} ignored: {why}" for name, why in state.lock_problems.items()),
         "ready" if ready else "not ready",
     ]
     return Health(ready, "\n".join(lines) + "\n")
@@ -122,8 +154,11 @@ def observe(state: State, telemetry: Telemetry, now: float) -> None:
     snapshot = state.snapshot(now)
     usable = snapshot.blocked == Reason.FITS
     telemetry.reclaimable.set(int(snapshot.free[usable, -1].sum()))
-    bound = (entry for entry in state.ledger.entries() if entry.stage is Stage.BOUND)
+    telemetry.withheld.set(int(state.withheld(now)[usable, -1].sum()))
+    bound = [entry for entry in state.ledger.entries() if entry.stage is Stage.BOUND]
     telemetry.promised.set(sum(entry.millicpu for entry in bound))
+    telemetry.overdue.set(sum(entry.expires <= now for entry in bound))
+    telemetry.workloads_timed.set(len(state.runs))
     telemetry.watch_silence.set(state.silence(now))
     for reason, count in _blocked(snapshot).items():
         telemetry.blocked_nodes.labels(reason).set(count)
@@ -136,7 +171,7 @@ def _blocked(snapshot: Snapshot) -> dict[str, int]:
     return {r.name.lower(): int(np.count_nonzero(blocked == r)) for r in reasons}
 
 
-def _summary(state: State, snapshot: Snapshot, name: str, row: int) -> NodeSummary:
+def _summary(state: State, snapshot: Snapshot, withheld: Ints, name: str, row: int) -> NodeSummary:
     promised = int(snapshot.promised[row])
     reason = Reason(int(snapshot.blocked[row]))
     return NodeSummary(
@@ -150,7 +185,8 @@ def _summary(state: State, snapshot: Snapshot, name: str, row: int) -> NodeSumma
                 hours,
                 float(snapshot.forecast[row, at]),
                 float(snapshot.expected[row, at]),
-                int(snapshot.free[row, at]),
+                int(snapshot.free[row, at] + withheld[row, at]),
+                int(withheld[row, at]),
                 max(int(snapshot.free[row, at]) - promised, 0) if reason is Reason.FITS else 0,
             )
             for at, hours in enumerate(HORIZONS)
@@ -163,13 +199,16 @@ def _arithmetic(node: NodeSummary, policy: Policy) -> tuple[Arithmetic, ...]:
         node.allocatable_cores,
         [terms.forecast_cores for terms in node.horizons],
         [terms.reclaimable_millicpu for terms in node.horizons],
-        {"promised": [node.promised_millicpu for _ in node.horizons]},
+        {
+            "withheld": [terms.withheld_millicpu for terms in node.horizons],
+            "promised": [node.promised_millicpu for _ in node.horizons],
+        },
         node.blocked,
         policy,
     )
 
 
-def _promise(entry: Entry) -> Promise:
+def _promise(entry: Entry, now: float) -> Promise:
     return Promise(
         entry.pod,
         entry.uid,
@@ -177,4 +216,6 @@ def _promise(entry: Entry) -> Promise:
         HORIZONS[entry.horizon],
         entry.stage.value,
         entry.made,
+        entry.expires,
+        entry.stage is Stage.BOUND and entry.expires <= now,
     )

@@ -77,6 +77,51 @@ class Pod(_Object, frozen=True):
     status: PodStatus | None = None
 
 
+class Terminated(_Object, frozen=True):
+    """How a container ended; the time is RFC 3339."""
+
+    finished_at: str | None = None
+
+
+class ContainerState(_Object, frozen=True):
+    """What a container does; ``terminated`` once it has ended for good."""
+
+    terminated: Terminated | None = None
+
+
+class ContainerStatus(_Object, frozen=True):
+    """How far a container has come."""
+
+    state: ContainerState | None = None
+
+
+class FinishedMetadata(Metadata, frozen=True):
+    """Of a finished pod: whether it was told to go."""
+
+    deletion_timestamp: str | None = None
+
+
+class FinishedStatus(PodStatus, frozen=True):
+    """Of a finished pod: when its containers ended."""
+
+    container_statuses: list[ContainerStatus] | None = None
+
+
+class FinishedPod(_Object, frozen=True):
+    """A pod that has succeeded, read more closely than those that run."""
+
+    metadata: FinishedMetadata | None = None
+    spec: PodSpec | None = None
+    status: FinishedStatus | None = None
+
+
+class ConfigMap(_Object, frozen=True):
+    """Named texts."""
+
+    metadata: Metadata | None = None
+    data: dict[str, str] | None = None
+
+
 class NodeStatus(_Object, frozen=True):
     """What a node offers."""
 

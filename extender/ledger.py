@@ -7,12 +7,14 @@ next pod's filter call, which may come before the first pod's bind, never sees t
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
 
 import numpy as np
 
 from models.arrays import Ints
+from models.policy import HORIZONS
 
 
 class Stage(Enum):
@@ -21,7 +23,8 @@ class Stage(Enum):
     HELD = "held"
     """Charged on every offered node until bind names one or the hold expires."""
     BINDING = "binding"
-    """Charged on the chosen node; the binding is being written."""
+    """Charged on the chosen node; the binding is being written, or nobody knows yet whether it was.
+    Where an earlier try on another node is still open, that one is charged too."""
     BOUND = "bound"
     """The API server has shown the pod on the node; charged until the pod ends."""
 
@@ -30,7 +33,8 @@ class Stage(Enum):
 class Entry:
     """One pod's charge: millicores on each of ``rows``.
 
-    ``made`` and ``expires`` are seconds since the epoch; only holds and bindings expire.
+    ``made`` and ``expires`` are seconds since the epoch. Only a hold is dropped when it expires. By
+    then, it should be known what became of a binding, and a bound promise's horizon has passed.
     """
 
     uid: str
@@ -53,6 +57,7 @@ class Ledger:
     def __init__(self) -> None:
         self._entries: dict[str, Entry] = {}
         self._charged: Ints = np.zeros(0, np.int64)
+        self._held: Ints = np.zeros(0, np.int64)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -113,6 +118,7 @@ class Ledger:
         """Turn a pod's hold into a charge on one row, if it still fits there.
 
         A bound pod keeps its entry: what the API server has shown is not undone by a late repeat.
+        Rows of an earlier binding whose fate is open stay charged as well, as it may still land.
 
         Args:
             uid, pod: the pod's UID and ``namespace/name``.
@@ -122,35 +128,67 @@ class Ledger:
             now, expires: seconds since the epoch.
 
         Returns:
-            False, with nothing charged for the pod, where the ask is more than is available; for a
+            False, with no more charged for the pod, where the ask is more than is available; for a
             bound pod, whether the row is its own.
         """
         own = self._entries.get(uid)
         if own is not None and own.stage is Stage.BOUND:
             return own.rows == (row,)
-        self.release(uid)
         if millicpu > available:
+            self.release_hold(uid)
             return False
-        self._put(Entry(uid, pod, millicpu, horizon, (row,), Stage.BINDING, now, expires))
+        binding = own is not None and own.stage is Stage.BINDING
+        still_open = own.rows if own is not None and binding else ()
+        rows = (*(other for other in still_open if other != row), row)
+        self.release(uid)
+        self._put(Entry(uid, pod, millicpu, horizon, rows, Stage.BINDING, now, expires))
         return True
 
+    def settle(self, uid: str, row: int, expires: float) -> None:
+        """A binding is known to be written: charge only its row, until the watch shows the pod."""
+        entry = self._entries.get(uid)
+        if entry is not None and entry.stage is Stage.BINDING:
+            self._replace(entry, replace(entry, rows=(row,), expires=expires))
+
+    def conclude(self, uid: str, expires: float) -> None:
+        """No call waits for a binding any more: where its fate is open, it is late from then on."""
+        entry = self._entries.get(uid)
+        if entry is not None and entry.expires == np.inf:
+            self.extend(uid, expires)
+
+    def extend(self, uid: str, expires: float) -> None:
+        """Wait longer for what becomes of a binding."""
+        entry = self._entries.get(uid)
+        if entry is not None and entry.stage is Stage.BINDING:
+            self._entries[uid] = replace(entry, expires=expires)
+
+    def withdraw(self, uid: str, before: Entry | None) -> None:
+        """A binding was refused: charge what was open before it, or nothing."""
+        entry = self._entries.get(uid)
+        if entry is not None and entry.stage is Stage.BINDING:
+            self._replace(entry, before)
+
     def confirm(
-        self, uid: str, pod: str, millicpu: int, horizon: int, row: int, now: float
+        self, uid: str, pod: str, millicpu: int, horizon: int, row: int, made: float
     ) -> None:
-        """Record what the API server shows: the pod is on the node. What is true is not refused."""
+        """Record what the API server shows: the pod is on the node. What is true is not refused.
+
+        ``horizon`` and ``made`` count only for a pod without an entry: what was decided stays.
+        """
         own = self._entries.get(uid)
-        made = own.made if own is not None else now
-        charge = (Stage.BOUND, (row,), millicpu)
-        if own is not None and (own.stage, own.rows, own.millicpu) == charge:
-            return
-        self.release(uid)
-        self._put(Entry(uid, pod, millicpu, horizon, (row,), Stage.BOUND, made, np.inf))
+        if own is not None:
+            if (own.stage, own.rows, own.millicpu) == (Stage.BOUND, (row,), millicpu):
+                return
+            made, horizon = own.made, own.horizon
+            self.release(uid)
+        expires = made + HORIZONS[horizon] * 3600
+        self._put(Entry(uid, pod, millicpu, horizon, (row,), Stage.BOUND, made, expires))
 
     def release(self, uid: str) -> None:
         """Give back everything charged for a pod; unknown pods are ignored."""
         entry = self._entries.pop(uid, None)
         if entry is not None:
-            self._charged[list(entry.rows)] -= entry.millicpu
+            self._add(entry, -entry.millicpu)
 
     def release_hold(self, uid: str) -> None:
         """Give back a pod's hold, but no binding or promise."""
@@ -158,40 +196,74 @@ class Ledger:
         if entry is not None and entry.stage is Stage.HELD:
             self.release(uid)
 
-    def release_binding(self, uid: str) -> None:
-        """Give back the charge of a binding that failed, but not what is bound."""
-        entry = self._entries.get(uid)
-        if entry is not None and entry.stage is Stage.BINDING:
-            self.release(uid)
-
-    def extend(self, uid: str, expires: float) -> None:
-        """Let a binding that was written wait longer for its watch event."""
-        entry = self._entries.get(uid)
-        if entry is not None and entry.stage is Stage.BINDING:
-            self._entries[uid] = replace(entry, expires=expires)
-
     def expire(self, now: float) -> list[Entry]:
-        """Drop holds and bindings whose time has run out, and return them."""
-        late = [entry for entry in self._entries.values() if entry.expires <= now]
+        """Drop holds whose time has run out, and return them."""
+        late = [entry for entry in self._late(now) if entry.stage is Stage.HELD]
         for entry in late:
             self.release(entry.uid)
         return late
 
-    def drop_row(self, row: int) -> None:
-        """Forget all charges on a node that is gone."""
-        for entry in [e for e in self._entries.values() if row in e.rows]:
-            self.release(entry.uid)
-            rest = tuple(r for r in entry.rows if r != row)
-            if rest:
-                self._put(replace(entry, rows=rest))
+    def late_bindings(self, now: float) -> list[Entry]:
+        """Bindings of which something should have been heard by now."""
+        return [entry for entry in self._late(now) if entry.stage is Stage.BINDING]
+
+    def overdue(self, now: float) -> list[Entry]:
+        """Bound promises whose horizon has passed."""
+        return [entry for entry in self._late(now) if entry.stage is Stage.BOUND]
+
+    def renew(self, uid: str, now: float) -> None:
+        """Promise a bound pod its millicores for its horizon once more."""
+        entry = self._entries[uid]
+        self._entries[uid] = replace(entry, expires=now + HORIZONS[entry.horizon] * 3600)
+
+    def promised(self, nodes: int) -> Ints:
+        """Millicores promised on each of the first ``nodes`` rows: what is charged but not held."""
+        self._grow(nodes)
+        return self._charged[:nodes] - self._held[:nodes]
+
+    def shift(self, seconds: float, stages: Collection[Stage]) -> None:
+        """Let entries of these stages expire so much later: their clock was set, or stood still."""
+        for entry in [e for e in self._entries.values() if e.stage in stages]:
+            self._entries[entry.uid] = replace(entry, expires=entry.expires + seconds)
+
+    def drop_row(self, row: int) -> bool:
+        """Forget what is held and bound on a node that is gone; whether any binding is left there.
+
+        What is bound comes back with the node. Of a binding that is not settled nobody else knows,
+        so it stays charged for the case that the node returns before the watch shows the pod.
+        """
+        here = [entry for entry in self._entries.values() if row in entry.rows]
+        for entry in here:
+            if entry.stage is not Stage.BINDING:
+                rest = tuple(other for other in entry.rows if other != row)
+                self._replace(entry, replace(entry, rows=rest) if rest else None)
+        return any(entry.stage is Stage.BINDING for entry in here)
+
+    def uses(self, row: int) -> bool:
+        """Whether anything is charged on a row."""
+        return any(row in entry.rows for entry in self._entries.values())
+
+    def _late(self, now: float) -> Iterator[Entry]:
+        return (entry for entry in self._entries.values() if entry.expires <= now)
+
+    def _replace(self, old: Entry, new: Entry | None) -> None:
+        self.release(old.uid)
+        if new is not None:
+            self._put(new)
 
     def _put(self, entry: Entry) -> None:
         self._grow(max(entry.rows) + 1)
         self._entries[entry.uid] = entry
-        self._charged[list(entry.rows)] += entry.millicpu
+        self._add(entry, entry.millicpu)
+
+    def _add(self, entry: Entry, millicpu: int) -> None:
+        rows = list(entry.rows)
+        self._charged[rows] += millicpu
+        if entry.stage is Stage.HELD:
+            self._held[rows] += millicpu
 
     def _grow(self, nodes: int) -> None:
         if nodes > len(self._charged):
-            grown = np.zeros(max(nodes, 2 * len(self._charged)), np.int64)
-            grown[: len(self._charged)] = self._charged
-            self._charged = grown
+            more = np.zeros(max(nodes - len(self._charged), len(self._charged)), np.int64)
+            self._charged = np.concatenate([self._charged, more])
+            self._held = np.concatenate([self._held, more])

@@ -5,19 +5,33 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 
 import numpy as np
 import structlog
 
+from extender.binder import Binder
 from extender.decision_log import DecisionLog
 from extender.ports import Clock, Cluster, ClusterError, ModelSource
 from extender.reflector import Backoff
 from extender.refresh import Refresher
+from extender.runs import Record, Runs, load_runs, save_runs
 from extender.settings import Settings
 from extender.state import State
 from extender.telemetry import Telemetry
+from extender.watchers import lock_feed, run_feed
+from models.policy import HORIZONS
 
 _TICK_SECONDS = 1.0
+_CHASE_SECONDS = 2.0
+_RENEW_SECONDS = 15.0
+"""Seconds between looks for promises that outlived their horizon of an hour or more."""
+
+_SAVE_SECONDS = 300.0
+_SLIP_SECONDS = 5.0
+"""The clock may go on by so much more, or less, than a pause was meant to last; above that, it was
+set, or the process stood still."""
+
 _ADVERTISE_SECONDS = 2.0
 _ADVERTISE_AGAIN_SECONDS = 15.0
 """Seconds for which a node's watch event may take; then it is advertised once more."""
@@ -35,8 +49,10 @@ class Loops:
         self,
         state: State,
         refresher: Refresher,
+        binder: Binder,
         cluster: Cluster,
         models: ModelSource,
+        runs_file: Path | None,
         decisions: DecisionLog,
         settings: Settings,
         clock: Clock,
@@ -47,8 +63,10 @@ class Loops:
         """``others``: loops by name that belong to parts of their own."""
         self._state = state
         self._refresher = refresher
+        self._binder = binder
         self._cluster = cluster
         self._models = models
+        self._runs_file = runs_file
         self._decisions = decisions
         self._settings = settings
         self._clock = clock
@@ -56,25 +74,70 @@ class Loops:
         self._rng = rng
         self._others = others
         self._advertised: dict[str, float] = {}
+        self._overdue: frozenset[str] = frozenset()
 
     async def run(self) -> None:
         """Run all loops until cancelled."""
         async with asyncio.TaskGroup() as group:
-            for body in (self.follow, self._refresh, self._champion, self._tick, self._advertise):
+            for body in (
+                self.follow,
+                self._refresh,
+                self._champion,
+                self._tick,
+                self._chase,
+                self._renew,
+                self._save_runs,
+                self._advertise,
+            ):
                 group.create_task(self._supervise(body.__name__.strip("_"), body))
             for name, other in self._others.items():
                 group.create_task(self._supervise(name, other))
 
     async def follow(self) -> None:
-        """Keep up with nodes and pods."""
-        await self._cluster.follow(self._state.node_feed(), self._state.pod_feed())
+        """Keep up with nodes and pods, with resource locks and with what has finished."""
+        state, cluster, locks = self._state, self._cluster, self._settings.locks
+        async with asyncio.TaskGroup() as group:
+            if locks.name:
+                feed = lock_feed(state, self._telemetry)
+                group.create_task(cluster.follow_config_map(locks.namespace, locks.name, feed))
+            group.create_task(cluster.follow_succeeded(run_feed(state, self._settings.resource)))
+            await cluster.follow(state.node_feed(), state.pod_feed())
 
     def tick(self) -> None:
         """Let holds whose time has run out go, and hand the decision log to the system."""
-        for entry in self._state.ledger.expire(self._clock()):
+        for entry in self._state.expire(self._clock()):
             self._telemetry.expired.inc()
-            log.info("hold expired", pod=entry.pod, stage=entry.stage.value)
+            log.info("hold expired", pod=entry.pod)
         self._decisions.flush()
+
+    def renew(self) -> None:
+        """Renew promises that outlived their horizon; tell once of each that cannot be."""
+        found = self._state.renew(self._clock())
+        self._telemetry.renewed.inc(len(found.renewed))
+        for entry in found.overdue:
+            if entry.uid not in self._overdue:
+                log.warning(
+                    "promise overdue: its node does not cover all its promises any more",
+                    pod=entry.pod,
+                    millicpu=entry.millicpu,
+                    horizon_hours=HORIZONS[entry.horizon],
+                )
+        self._overdue = frozenset(entry.uid for entry in found.overdue)
+
+    def load_runs(self) -> None:
+        """Take over what an earlier process knew of how long workloads run, where it was kept."""
+        if self._runs_file is None:
+            return
+        try:
+            self._state.runs = Runs(load_runs(self._runs_file))
+        except (OSError, ValueError) as e:
+            self._telemetry.runs_file_errors.inc()
+            log.warning("file of runs ignored", path=str(self._runs_file), error=str(e))
+
+    def save_runs(self) -> None:
+        """Keep what is known of how long workloads run, for the next process."""
+        if self._runs_file is not None:
+            self._write_runs(self._state.runs.record(), self._runs_file)
 
     async def advertise(self) -> None:
         """Write the resource into the status of nodes that lack it."""
@@ -121,8 +184,38 @@ class Loops:
 
     async def _tick(self) -> None:
         while True:
-            self.tick()
+            before = self._clock()
             await asyncio.sleep(_TICK_SECONDS)
+            slip = self._clock() - before - _TICK_SECONDS
+            if abs(slip) > _SLIP_SECONDS:
+                log.warning("the clock was set, or the process stood still", seconds=round(slip))
+                self._state.shift(slip)
+            self.tick()
+
+    async def _chase(self) -> None:
+        while True:
+            await self._binder.chase()
+            await asyncio.sleep(_CHASE_SECONDS)
+
+    async def _renew(self) -> None:
+        await self._state.synced.wait()
+        while True:
+            self.renew()
+            await asyncio.sleep(_RENEW_SECONDS)
+
+    async def _save_runs(self) -> None:
+        while self._runs_file is not None:
+            await asyncio.sleep(_SAVE_SECONDS)
+            record = self._state.runs.record()
+            await asyncio.to_thread(self._write_runs, record, self._runs_file)
+        await asyncio.Event().wait()
+
+    def _write_runs(self, record: Record, path: Path) -> None:
+        try:
+            save_runs(record, path)
+        except OSError as e:
+            self._telemetry.runs_file_errors.inc()
+            log.warning("file of runs not written", path=str(path), error=str(e))
 
     async def _advertise(self) -> None:
         while True:

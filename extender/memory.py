@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 
 import numpy as np
 from msgspec.structs import replace
 
 from extender.champion import ModelStatus
-from extender.kube_types import Metadata, Node, NodeStatus, Pod, PodSpec
+from extender.kube_types import (
+    ConfigMap,
+    FinishedPod,
+    Metadata,
+    Node,
+    NodeStatus,
+    Pod,
+    PodSpec,
+)
 from extender.ports import ClusterError, Feed, PodEvent, UsageBlock
 from models.grid import UsageGrid
 from models.model import Model
@@ -24,11 +33,38 @@ class MemoryCluster:
         self._version = 0
         self._node_feed: Feed[Node] | None = None
         self._pod_feed: Feed[Pod] | None = None
+        self.config_map: ConfigMap | None = None
+        self._config_map_feed: Feed[ConfigMap] | None = None
 
     async def follow(self, nodes: Feed[Node], pods: Feed[Pod]) -> None:
         """Report what exists and every change, until cancelled."""
         self.attach(nodes, pods)
         await asyncio.Event().wait()
+
+    async def follow_succeeded(self, pods: Feed[FinishedPod]) -> None:
+        """Pods end here without a trace; report none, until cancelled."""
+        pods.retain(())
+        await asyncio.Event().wait()
+
+    async def follow_config_map(self, namespace: str, name: str, feed: Feed[ConfigMap]) -> None:
+        """Report the one ConfigMap and every change, until cancelled."""
+        metadata = Metadata(name=name, namespace=namespace)
+        found = self.config_map
+        feed.retain(() if found is None else (feed.put(replace(found, metadata=metadata)),))
+        self._config_map_feed = feed
+        await asyncio.Event().wait()
+
+    def put_config_map(self, data: Mapping[str, str] | None) -> None:
+        """Write the ConfigMap, or delete it."""
+        before, self.config_map = (
+            self.config_map,
+            None if data is None else ConfigMap(data={**data}),
+        )
+        if self._config_map_feed is not None:
+            if self.config_map is not None:
+                self._config_map_feed.put(self.config_map)
+            elif before is not None:
+                self._config_map_feed.remove(before)
 
     def attach(self, nodes: Feed[Node], pods: Feed[Pod]) -> None:
         """Report what exists now, and from then on every change as it is made."""

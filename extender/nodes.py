@@ -6,7 +6,7 @@ the marked rows into fresh copies, so that views that were handed out stay as th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -89,7 +89,7 @@ def node_facts(node: Node, resource: str) -> NodeFacts:
 
 
 class NodeTable:
-    """Nodes by row; the row of a node that is gone is used again."""
+    """Nodes by row; the row of a node that is gone is used again, once nothing needs it."""
 
     def __init__(self, advertise_share: float) -> None:
         self._share = advertise_share
@@ -98,6 +98,7 @@ class NodeTable:
         self._index: dict[str, int] = {}
         self._published_index: dict[str, int] = {}
         self._vacant: list[int] = []
+        self._parked: dict[str, int] = {}
         self._unadvertised: dict[str, int] = {}
         self._changed: set[int] = set()
         self._view: View | None = None
@@ -109,6 +110,10 @@ class NodeTable:
     def row(self, name: str) -> int | None:
         """The row of a node, or None."""
         return self._index.get(name)
+
+    def last_row(self, name: str) -> int | None:
+        """The row of a node, also of one that is gone and whose row is parked, or None."""
+        return self._index.get(name, self._parked.get(name))
 
     def listed(self) -> tuple[tuple[str, ...], Floats]:
         """The nodes' names and their allocatable cores, [N]."""
@@ -134,17 +139,25 @@ class NodeTable:
             self._unadvertised[node.name] = ceiling
         return row if known_row is None else None
 
-    def remove(self, name: str) -> int | None:
-        """Forget a node; returns the row that it had."""
+    def remove(self, name: str, park: bool) -> None:
+        """Forget a node. ``park``: keep its row for its return, until `unpark` lets it go."""
         self._unadvertised.pop(name, None)
         if name not in self._index:
-            return None
+            return
         self._own_index()
         row = self._index.pop(name)
         self._rows[row] = np.zeros((), _ROW)
-        self._vacant.append(row)
+        if park:
+            self._parked[name] = row
+        else:
+            self._vacant.append(row)
         self._changed.add(row)
-        return row
+
+    def unpark(self, needed: Callable[[int], bool]) -> None:
+        """Let go of the rows of gone nodes that are needed no longer."""
+        for name, row in list(self._parked.items()):
+            if not needed(row):
+                self._vacant.append(self._parked.pop(name))
 
     def request(self, row: int, millicpu: int, added: int) -> None:
         """A node's pods request this much more (or less), of which some is new to forecasts."""
@@ -212,7 +225,9 @@ class NodeTable:
 
     def _take_row(self, name: str) -> int:
         self._own_index()
-        if self._vacant:
+        if name in self._parked:
+            row = self._parked.pop(name)
+        elif self._vacant:
             row = self._vacant.pop()
         else:
             row = len(self._rows)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-from extender.kube_types import Node, Pod
+from extender.kube_types import ConfigMap, FinishedPod, Node, Pod
 from models.arrays import Floats32
 from models.model import Model
 
@@ -66,6 +66,12 @@ class Cluster(Protocol):
 
     async def follow(self, nodes: Feed[Node], pods: Feed[Pod]) -> None:
         """Report what exists and every change, for ever; recovers from failures by itself."""
+
+    async def follow_succeeded(self, pods: Feed[FinishedPod]) -> None:
+        """Report the pods that have succeeded, and each further one, for ever."""
+
+    async def follow_config_map(self, namespace: str, name: str, feed: Feed[ConfigMap]) -> None:
+        """Report one ConfigMap and every change to it, for ever."""
 
     async def bind(self, namespace: str, name: str, uid: str, node: str) -> None:
         """Bind the pod with this UID. Raises ClusterError."""

@@ -12,7 +12,7 @@ import numpy as np
 import structlog
 
 from extender.kube import KubeApi
-from extender.kube_types import Bookmark, Node, Page, Pod, Status, WatchEvent
+from extender.kube_types import Bookmark, Page, Status, WatchEvent
 from extender.ports import ClusterError, Feed
 from extender.telemetry import Telemetry
 
@@ -25,7 +25,7 @@ _FIRST_WAIT, _LONGEST_WAIT = 0.25, 30.0
 
 log = structlog.get_logger()
 
-T = TypeVar("T", Node, Pod)
+T = TypeVar("T", bound=msgspec.Struct)
 _event = msgspec.json.Decoder(WatchEvent)
 _bookmark = msgspec.json.Decoder(Bookmark)
 _problem = msgspec.json.Decoder(Status)

@@ -20,6 +20,7 @@ from models.errors import SettingsError
 from models.policy import Policy
 
 _LABEL = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
+_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 _RESOURCE = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?/[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?")
 
 
@@ -116,6 +117,18 @@ class EventSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Pods that may wait for their event; those beyond are only counted. Bounds the memory."""
 
 
+class LockSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where resource locks are written: CPU that is kept from reclaiming for announced events."""
+
+    name: str = "archimedes-locks"
+    """Name of the ConfigMap that holds the locks; one that does not exist holds none. Empty: it is
+    not read, which needs no right to."""
+
+    namespace: str = "kube-system"
+    """Namespace of that ConfigMap. Whoever may write there can stop reclaiming, so this is one for
+    administrators."""
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What an operator chooses; each default says its unit and why."""
 
@@ -184,6 +197,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     policy: Policy = Policy()
     """The policy where no model serves; a model version brings its own."""
+
+    locks: LockSettings = LockSettings()
+    """Where resource locks are written."""
 
     prometheus: PrometheusSettings = PrometheusSettings()
     """Where usage comes from."""
@@ -277,6 +293,10 @@ def _problems(settings: Settings) -> Iterator[str]:
     if settings.drain_seconds < settings.bind_seconds:
         yield "drain_seconds: must not be less than bind_seconds, or a bind could be cut off"
     yield from _tls_problems(settings.tls, settings.insecure_listen)
+    if not _NAME.fullmatch(settings.locks.name or "none"):
+        yield f"locks.name: {settings.locks.name!r} is no name of a ConfigMap"
+    if not _NAME.fullmatch(settings.locks.namespace):
+        yield f"locks.namespace: {settings.locks.namespace!r} is no name of a namespace"
     yield from _prometheus_problems(settings.prometheus)
 
 

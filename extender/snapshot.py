@@ -43,7 +43,7 @@ class Snapshot:
         allocatable: [N] cores.
         forecast: [N, H] cores, the peak exceeded with at most the policy's probability.
         expected: [N, H] cores, the peak that is expected; forecast - expected is the uncertainty.
-        free: [N, H] millicores reclaimable before promises.
+        free: [N, H] millicores reclaimable before promises, without what resource locks withhold.
         emptied: [N] millicores that could be promised with nothing on the node.
         promised: [N] millicores held and promised to pods other than the one being decided. Every
             live promise overlaps every horizon that starts now, so one column serves all horizons.

@@ -7,21 +7,28 @@ handed out (snapshots, captures) is never changed again: arrays are replaced, no
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping
+from collections import OrderedDict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from extender.ask import PodFacts, pod_facts
 from extender.kube_types import Node, Pod
-from extender.ledger import Ledger
-from extender.nodes import NodeTable, node_facts
+from extender.ledger import Entry, Ledger, Stage
+from extender.locks import Lock
+from extender.nodes import NodeTable, View, node_facts
 from extender.ports import Clock, Feed
+from extender.runs import Runs
 from extender.settings import Settings
-from extender.snapshot import Snapshot
-from models.arrays import Floats
+from extender.snapshot import Reason, Snapshot
+from extender.withheld import LockTable
+from models.arrays import Floats, Ints
 from models.policy import Policy
 from models.rolling import Forecast
+
+_REMEMBERED = 4096
+"""Pods that are known to be gone, the newest: more than can be deleted while one event is late."""
 
 NO_MODEL = "none"
 """The model version where none serves: online pods count with their requests, nothing is given."""
@@ -41,11 +48,24 @@ class Capture:
     recent: Mapping[str, int]
 
 
+@dataclass(frozen=True, slots=True)
+class Renewals:
+    """Bound promises whose horizon had passed.
+
+    Those that were renewed, and those that are overdue: what is reclaimable on their node does not
+    cover all its promises any more.
+    """
+
+    renewed: tuple[Entry, ...]
+    overdue: tuple[Entry, ...]
+
+
 class State:
     """The mutable heart of the server; see the module's text for the rules."""
 
     def __init__(self, settings: Settings, clock: Clock) -> None:
         self.ledger = Ledger()
+        self.runs = Runs()
         self.policy = settings.policy
         self.model_version = NO_MODEL
         self.draining = False
@@ -53,9 +73,11 @@ class State:
         self._settings = settings
         self._clock = clock
         self._nodes = NodeTable(settings.advertise_share)
+        self._locks = LockTable()
         self._pods: dict[str, PodFacts] = {}
         self._pods_on: dict[str, dict[str, PodFacts]] = {}
         self._recent: dict[str, tuple[str, int]] = {}
+        self._gone: OrderedDict[str, None] = OrderedDict()
         self._heard = {"nodes": -np.inf, "pods": -np.inf}
         self._unlisted = {"nodes", "pods"}
 
@@ -71,9 +93,19 @@ class State:
         """Where a cluster reports pods."""
         return Feed(self._put_pod, self._remove_pod, self._retain_pods, lambda: self._hear("pods"))
 
+    def expect_locks(self) -> None:
+        """Somebody reads resource locks: until they are known, the server is not ready."""
+        self._unlisted.add("locks")
+
+    def lock(self, locks: Sequence[Lock], problems: Mapping[str, str]) -> None:
+        """Put these resource locks into force; ``problems`` of unreadable ones, by name."""
+        self._locks.replace(locks, problems, self._bound_pods())
+        self._unlisted.discard("locks")
+        self._check_synced()
+
     @property
     def ready(self) -> bool:
-        """Whether nodes and pods have been listed, so that the ledger knows every promise."""
+        """Whether all has been listed, so that every promise and every lock is known."""
         return self.synced.is_set()
 
     @property
@@ -81,9 +113,36 @@ class State:
         """How many nodes, pods and ledger entries there are."""
         return {"nodes": len(self._nodes), "pods": len(self._pods), "entries": len(self.ledger)}
 
+    @property
+    def locks(self) -> tuple[Lock, ...]:
+        """The resource locks that were read last."""
+        return self._locks.locks
+
+    @property
+    def lock_problems(self) -> Mapping[str, str]:
+        """What is wrong with the locks that cannot be read, by name."""
+        return self._locks.problems
+
+    def locks_on(self, node: str, allocatable: float, now: float) -> list[tuple[Lock, int]]:
+        """The locks that concern a node now or later, with the millicores they withhold there."""
+        return self._locks.on(node, allocatable, now)
+
+    @property
+    def unlisted(self) -> tuple[str, ...]:
+        """What the API server has not listed yet: nodes, pods, locks."""
+        return tuple(sorted(self._unlisted))
+
     def silence(self, now: float) -> float:
         """Seconds since the API server was last heard, on the quieter of both watches."""
         return float(now - min(self._heard.values()))
+
+    def facts(self, pod: Pod) -> PodFacts:
+        """What counts of a pod, with the duration that its workload's runs let expect."""
+        return pod_facts(pod, self._settings.resource, self.runs.expected)
+
+    def last_row(self, node: str) -> int | None:
+        """The ledger's row of a node, also of one that is gone while a binding to it is open."""
+        return self._nodes.last_row(node)
 
     def pod(self, uid: str) -> PodFacts | None:
         """A pod by its UID, or None where no watch event has shown it."""
@@ -101,7 +160,7 @@ class State:
         return Capture(
             names,
             allocatable,
-            tuple(pod for pod in self._pods.values() if pod.node),
+            tuple(self._bound_pods()),
             {uid: millicpu for uid, (_, millicpu) in self._recent.items()},
         )
 
@@ -132,27 +191,81 @@ class State:
             added[node] = added.get(node, 0) + millicpu
         self._nodes.serve(capture.nodes, forecast, newest, added)
 
+    # As time passes
+
+    def expire(self, now: float) -> list[Entry]:
+        """Drop the holds whose time has run out, and return them."""
+        late = self.ledger.expire(now)
+        self._nodes.unpark(self.ledger.uses)
+        return late
+
+    def renew(self, now: float) -> Renewals:
+        """Look at the promises that outlived their horizon: their pods run longer than expected.
+
+        One is renewed where its node could make all its promises again for that horizon; what it
+        takes stays charged either way, until the pod ends.
+        """
+        late = self.ledger.overdue(now)
+        if not late:
+            return Renewals((), ())
+        snapshot = self.snapshot(now)
+        left = snapshot.free - self.ledger.promised(len(snapshot.free))[:, None]
+        left[snapshot.blocked != Reason.FITS] = -1
+        renewed: list[Entry] = []
+        overdue: list[Entry] = []
+        for entry in late:
+            covered = entry.millicpu == 0 or left[entry.rows[0], entry.horizon] >= 0
+            (renewed if covered else overdue).append(entry)
+        for entry in renewed:
+            self.ledger.renew(entry.uid, now)
+        return Renewals(tuple(renewed), tuple(overdue))
+
+    def shift(self, seconds: float) -> None:
+        """The clock has gone on by so much more than this process did.
+
+        It was set back (negative) or forward, or the process stood still. What waits goes on
+        waiting for as long as it had left. After a step forward, promises count as overdue and the
+        API server as silent: whether time has really passed is not known.
+        """
+        if seconds < 0:
+            self.ledger.shift(seconds, tuple(Stage))
+            self._heard = {kind: heard + seconds for kind, heard in self._heard.items()}
+        else:
+            self.ledger.shift(seconds, (Stage.HELD, Stage.BINDING))
+
     # What requests see
+
     def snapshot(self, now: float, without: str = "") -> Snapshot:
         """What is known, without the charge of the pod that is being decided."""
-        lost = self.silence(now) > self._settings.watch_max_age
-        view = self._nodes.view(self.policy, now, lost)
+        view = self._view(now)
         promised = self.ledger.charged(len(view.free), without)
         promised.flags.writeable = False
+        withheld = self._locks.of(view, now)
         return Snapshot(
-            id=view.id,
+            id=view.id + withheld.changes,
             time=now,
             index=view.index,
             allocatable=view.allocatable,
             forecast=view.forecast,
             expected=view.expected,
-            free=view.free,
+            free=withheld.free,
             emptied=view.emptied,
             promised=promised,
             blocked=view.blocked,
             usage_age=view.usage_age,
             model_version=self.model_version,
         )
+
+    def withheld(self, now: float) -> Ints:
+        """Millicores that resource locks take from what is reclaimable, [N, H].
+
+        Rows are the snapshot's, whose ``free`` is without them.
+        """
+        return self._locks.of(self._view(now), now).taken
+
+    def _view(self, now: float) -> View:
+        lost = self.silence(now) > self._settings.watch_max_age
+        return self._nodes.view(self.policy, now, lost)
 
     # Nodes
 
@@ -175,9 +288,9 @@ class State:
         self._hear("nodes")
 
     def _drop_node(self, name: str) -> None:
-        row = self._nodes.remove(name)
+        row = self._nodes.row(name)
         if row is not None:
-            self.ledger.drop_row(row)
+            self._nodes.remove(name, park=self.ledger.drop_row(row))
             for uid in [uid for uid, (node, _) in self._recent.items() if node == name]:
                 del self._recent[uid]
 
@@ -189,28 +302,39 @@ class State:
         self._listed("pods")
 
     def _put_pod(self, pod: Pod) -> str:
-        new = pod_facts(pod, self._settings.resource)
+        new = self.facts(pod)
         old = self._pods.get(new.uid)
         self._hear("pods")
-        if old is not None and new.version < old.version:
+        if new.uid in self._gone or (old is not None and new.version < old.version):
             return new.uid
         if new.finished:
-            self._drop_pod(new.uid)
+            self._bury(new.uid)
             return new.uid
         if old is not None and old.node and old.node != new.node:
             self._drop_pod(new.uid)
             old = None
         self._pods[new.uid] = new
         if new.node:
+            if old is None or not old.node:
+                self._locks.moved(new, 1)
             self._pods_on.setdefault(new.node, {})[new.uid] = new
             row = self._nodes.row(new.node)
             if row is not None:
                 self._charge(new, row, old if old is not None and old.node else None)
+            else:
+                self.ledger.release(new.uid)  # it is charged when the node comes
         return new.uid
 
     def _remove_pod(self, pod: Pod) -> None:
-        self._drop_pod(pod_facts(pod, self._settings.resource).uid)
+        self._bury(self.facts(pod).uid)
         self._hear("pods")
+
+    def _bury(self, uid: str) -> None:
+        """A pod is gone for good: an older event that comes late does not bring it back."""
+        self._drop_pod(uid)
+        self._gone[uid] = None
+        if len(self._gone) > _REMEMBERED:
+            self._gone.popitem(last=False)
 
     def _charge(self, pod: PodFacts, row: int, before: PodFacts | None) -> None:
         """Count a bound pod on its node: its promise exactly, its request until measured.
@@ -220,7 +344,8 @@ class State:
         """
         if pod.offline:
             ask = pod.ask
-            self.ledger.confirm(pod.uid, pod.key, ask.millicpu, ask.horizon, row, self._clock())
+            made = min(pod.started, self._clock())  # after a restart: when the pod began
+            self.ledger.confirm(pod.uid, pod.key, ask.millicpu, ask.horizon, row, made)
         millicpu = round(pod.request * 1000)
         more = millicpu - (round(before.request * 1000) if before is not None else 0)
         added = max(more, 0)
@@ -239,6 +364,7 @@ class State:
         pod = self._pods.pop(uid, None)
         if pod is None or not pod.node:
             return
+        self._locks.moved(pod, -1)
         on_node = self._pods_on[pod.node]
         del on_node[uid]
         if not on_node:
@@ -250,8 +376,14 @@ class State:
     def _listed(self, kind: str) -> None:
         self._hear(kind)
         self._unlisted.discard(kind)
+        self._check_synced()
+
+    def _check_synced(self) -> None:
         if not self._unlisted:
             self.synced.set()
+
+    def _bound_pods(self) -> Iterator[PodFacts]:
+        return (pod for pod in self._pods.values() if pod.node)
 
     def _hear(self, kind: str) -> None:
         self._heard[kind] = self._clock()

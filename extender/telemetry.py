@@ -70,6 +70,28 @@ class Telemetry:
         self.expired = self._counter(
             "archimedes_holds_expired", "Holds that ended because no bind named a node in time."
         )
+        self.overdue = self._gauge(
+            "archimedes_promises_overdue",
+            "Bound promises past their horizon that their nodes cannot cover any more.",
+        )
+        self.renewed = self._counter(
+            "archimedes_promises_renewed",
+            "Promises past their horizon that were made once more, as their nodes cover them.",
+        )
+        self.withheld = self._gauge(
+            "archimedes_withheld_millicpu",
+            "Millicores that resource locks keep from promises for a day in the whole cluster.",
+        )
+        self.invalid_locks = self._gauge(
+            "archimedes_invalid_locks", "1 for each resource lock that cannot be read.", ["lock"]
+        )
+        self.workloads_timed = self._gauge(
+            "archimedes_workloads_timed", "Offline workloads of which finished runs are known."
+        )
+        self.runs_file_errors = self._counter(
+            "archimedes_runs_file_errors",
+            "Failures to read or write the file of runs; durations are learned anew meanwhile.",
+        )
         # Forecasts
         self.usage_end = self._gauge(
             "archimedes_usage_end_timestamp_seconds", "When the newest usage window ended."

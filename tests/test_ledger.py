@@ -96,7 +96,7 @@ def test_a_bound_pod_is_not_moved_by_a_late_bind() -> None:
     confirm(ledger, "a", 500, 0)
     assert not reserve(ledger, "a", 500, 1, available=1000)
     assert reserve(ledger, "a", 500, 0, available=0)
-    ledger.release_binding("a")
+    ledger.withdraw("a", None)
     ledger.release_hold("a")
     assert charged(ledger, 2) == [500, 0]
 
@@ -105,11 +105,11 @@ def test_each_kind_of_release_gives_back_only_its_own_stage() -> None:
     ledger = Ledger()
     hold(ledger, "held", 1, (0,))
     reserve(ledger, "binding", 10, 0, available=10)
-    ledger.release_binding("held")
+    ledger.withdraw("held", None)
     ledger.release_hold("binding")
     assert charged(ledger, 1) == [11]
     ledger.release_hold("held")
-    ledger.release_binding("binding")
+    ledger.withdraw("binding", None)
     assert charged(ledger, 1) == [0]
 
 
@@ -120,35 +120,101 @@ def test_what_the_api_server_shows_is_true_even_where_it_does_not_fit() -> None:
     assert charged(ledger, 1) == [2 * 10**9]
 
 
-def test_a_confirmed_promise_keeps_the_time_at_which_it_was_made() -> None:
+def test_a_confirmed_promise_keeps_what_was_decided() -> None:
     ledger = Ledger()
-    reserve(ledger, "a", 500, 0, available=500)
-    confirm(ledger, "a", 500, 0)
+    ledger.reserve("a", "default/a", 500, 2, 0, 500, 1.0, 20.0)
+    confirm(ledger, "a", 500, 0)  # at time 2, for the horizon that is now expected
     entry = ledger.get("a")
     assert entry is not None
-    assert (entry.made, entry.stage) == (1.0, Stage.BOUND)
+    assert (entry.made, entry.stage, entry.horizon) == (1.0, Stage.BOUND, 2)
+    assert entry.expires == 1.0 + 6 * 3600
 
 
-def test_only_holds_and_bindings_expire() -> None:
+def test_a_try_whose_fate_is_open_stays_charged_beside_the_next() -> None:
+    ledger = Ledger()
+    reserve(ledger, "a", 500, 0, available=500)
+    open_try = ledger.get("a")
+    assert reserve(ledger, "a", 500, 1, available=500)
+    assert charged(ledger, 3) == [500, 500, 0]
+    assert not reserve(ledger, "a", 500, 2, available=499)
+    assert charged(ledger, 3) == [500, 500, 0]
+    ledger.withdraw("a", open_try)  # the second was refused; of the first nothing is known
+    assert charged(ledger, 3) == [500, 0, 0]
+    ledger.settle("a", 1, 600.0)  # somebody read where the pod is
+    assert charged(ledger, 3) == [0, 500, 0]
+    assert ledger.expire(599.0) == []
+
+
+def test_only_a_binding_that_waits_for_ever_is_concluded() -> None:
+    ledger = Ledger()
+    ledger.reserve("a", "default/a", 500, 0, 0, 500, 1.0, np.inf)
+    reserve(ledger, "b", 1, 0, available=1)  # expires at 20
+    hold(ledger, "c", 2, (0,), expires=15)
+    for uid in "abc":
+        ledger.conclude(uid, 50.0)
+    assert [entry.uid for entry in ledger.late_bindings(20.0)] == ["b"]
+    assert [entry.uid for entry in ledger.late_bindings(50.0)] == ["a", "b"]
+    ledger.extend("a", 60.0)
+    assert [entry.uid for entry in ledger.late_bindings(59.0)] == ["b"]
+
+
+def test_a_promise_past_its_horizon_stays_charged_and_can_be_renewed() -> None:
+    ledger = Ledger()
+    confirm(ledger, "a", 500, 0)  # at time 2, for an hour
+    assert ledger.overdue(3601.9) == []
+    assert [entry.uid for entry in ledger.overdue(3602.0)] == ["a"]
+    assert ledger.expire(3602.0) == []
+    ledger.renew("a", 4000.0)
+    assert ledger.overdue(7599.0) == []
+    assert [entry.uid for entry in ledger.overdue(7600.0)] == ["a"]
+    assert charged(ledger, 1) == [500]
+
+
+def test_what_is_promised_is_charged_but_not_held() -> None:
+    ledger = Ledger()
+    hold(ledger, "held", 1, (0, 1))
+    reserve(ledger, "binding", 10, 0, available=10)
+    confirm(ledger, "bound", 100, 1)
+    assert ledger.promised(3).tolist() == [10, 100, 0]
+
+
+def test_a_shift_moves_the_end_of_what_waits() -> None:
+    ledger = Ledger()
+    hold(ledger, "held", 1, (0,), expires=15)
+    confirm(ledger, "bound", 100, 0)  # until 3602
+    ledger.shift(100.0, (Stage.HELD, Stage.BINDING))
+    assert ledger.expire(114.0) == []
+    assert [entry.uid for entry in ledger.expire(115.0)] == ["held"]
+    assert [entry.uid for entry in ledger.overdue(3602.0)] == ["bound"]
+
+
+def test_only_holds_expire() -> None:
     ledger = Ledger()
     hold(ledger, "held", 1, (0,), expires=15)
     reserve(ledger, "binding", 10, 0, available=10)  # expires at 20
     confirm(ledger, "bound", 100, 0)
     assert [entry.uid for entry in ledger.expire(14.9)] == []
     assert [entry.uid for entry in ledger.expire(15.0)] == ["held"]
-    ledger.extend("binding", 100.0)
-    assert ledger.expire(99.0) == []
-    assert [entry.uid for entry in ledger.expire(1e9)] == ["binding"]
-    assert charged(ledger, 1) == [100]
+    assert ledger.expire(1e9) == []
+    assert charged(ledger, 1) == [110]
 
 
 def test_a_node_that_goes_takes_its_charges_along_and_no_others() -> None:
     ledger = Ledger()
     hold(ledger, "a", 500, (0, 1))
     confirm(ledger, "b", 300, 0)
-    ledger.drop_row(0)
+    assert not ledger.drop_row(0)
     assert charged(ledger, 2) == [0, 500]
     assert ledger.get("b") is None
+    assert not ledger.uses(0)
+
+
+def test_a_binding_under_way_outlasts_its_node() -> None:
+    ledger = Ledger()
+    reserve(ledger, "a", 500, 0, available=500)
+    assert ledger.drop_row(0)
+    assert ledger.uses(0)
+    assert charged(ledger, 1) == [500]
 
 
 def test_rows_beyond_those_seen_so_far_are_free() -> None:
@@ -190,6 +256,21 @@ class Bookkeeping(RuleBasedStateMachine):
             assert self.ledger.get(uid) == before
         else:
             assert done == (ask <= available)
+        if before is not None and before.stage is Stage.BINDING:
+            after = self.ledger.get(uid)
+            assert after is not None
+            assert set(before.rows) <= set(after.rows)
+
+    @rule(uid=UIDS, row=ROWS)
+    def settle(self, uid: str, row: int) -> None:
+        self.ledger.settle(uid, row, self.now + 600)
+
+    @rule(uid=UIDS, back=st.booleans())
+    def withdraw(self, uid: str, back: bool) -> None:
+        before = self.ledger.get(uid)
+        self.ledger.withdraw(uid, before if back else None)
+        if back:
+            assert self.ledger.get(uid) == before
 
     @rule(uid=UIDS, ask=ASKS, row=ROWS)
     def confirm(self, uid: str, ask: int, row: int) -> None:
@@ -207,7 +288,7 @@ class Bookkeeping(RuleBasedStateMachine):
     def wait(self, seconds: float) -> None:
         self.now += seconds
         for entry in self.ledger.expire(self.now):
-            assert entry.stage is not Stage.BOUND
+            assert entry.stage is Stage.HELD
 
     @invariant()
     def sums_are_exact(self) -> None:
@@ -218,6 +299,14 @@ class Bookkeeping(RuleBasedStateMachine):
                     for row in entry.rows:
                         recount[row] += entry.millicpu
             assert self.ledger.charged(5, without).tolist() == recount.tolist()
+
+    @invariant()
+    def what_is_promised_is_not_held(self) -> None:
+        recount = np.zeros(5, np.int64)
+        for entry in self.ledger.entries():
+            if entry.stage is not Stage.HELD:
+                recount[list(entry.rows)] += entry.millicpu
+        assert self.ledger.promised(5).tolist() == recount.tolist()
 
 
 Bookkeeping.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from extender.cli import app
 from extender.settings import (
     EventSettings,
+    LockSettings,
     ModelSettings,
     PrometheusSettings,
     Settings,
@@ -71,6 +72,9 @@ def test_a_file_is_read(tmp_path: Path) -> None:
         ({"tls": {**TLS, "probe_host": "0.0.0.0"}}, "tls.probe_host"),  # noqa: S104
         ({"tls": {**TLS, "client_names": "scheduler"}}, "tls.client_names"),
         ({"events": {"per_minute": 0}}, "events.per_minute"),
+        ({"locks": {"name": "a b"}}, "locks.name"),
+        ({"locks": {"name": "a,metadata.name=b"}}, "locks.name"),
+        ({"locks": {"namespace": ""}}, "locks.namespace"),
         ({"prometheus": {"url": "p:9090"}}, "prometheus.url"),
         ({"prometheus": {"url": "file:///etc/passwd"}}, "prometheus.url"),
         ({"prometheus": {"cluster_label": {"a-b": "c"}}}, "prometheus.cluster_label"),
@@ -131,7 +135,8 @@ def test_printed_defaults_explain_each_setting() -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [Settings, PrometheusSettings, ModelSettings, TlsSettings, EventSettings, Policy]
+    "kind",
+    [Settings, LockSettings, PrometheusSettings, ModelSettings, TlsSettings, EventSettings, Policy],
 )
 def test_each_setting_explains_itself(kind: type[msgspec.Struct]) -> None:
     texts = documented(kind)
@@ -144,6 +149,7 @@ def test_each_setting_is_documented() -> None:
     for prefix, kind in (
         ("", Settings),
         ("policy.", Policy),
+        ("locks.", LockSettings),
         ("prometheus.", PrometheusSettings),
         ("model.", ModelSettings),
         ("tls.", TlsSettings),

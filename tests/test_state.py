@@ -257,6 +257,17 @@ def test_events_that_arrive_out_of_order_change_nothing(world: World) -> None:
     assert promised(world) == 1500
 
 
+def test_an_event_that_comes_after_a_pod_has_gone_does_not_bring_it_back(world: World) -> None:
+    feed = world.state.pod_feed()
+    bound = pod_json("a", 1500, node="n1")
+    feed.put(as_pod(bound))
+    feed.remove(as_pod(bound))
+    feed.put(as_pod(bound))
+    assert promised(world) == 0
+    feed.put(as_pod(pod_json("a", 700, uid="uid-next", node="n1")))  # the name is used again
+    assert promised(world) == 700
+
+
 def test_a_pod_on_a_node_that_is_not_known_is_charged_when_the_node_comes(world: World) -> None:
     world.cluster.put_pod(as_pod(pod_json("a", 1500, node="n9", cpu="1")))
     world.cluster.put_node(as_node(node_json("n9")))

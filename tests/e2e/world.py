@@ -97,6 +97,11 @@ class Extender:
             found = json.load(answer)
         return next(iter(found.values())) if isinstance(found, dict) and len(found) == 1 else found
 
+    def text(self, path: str) -> str:
+        """The text at a path."""
+        with urllib.request.urlopen(f"{self.url}{path}", timeout=10) as answer:
+            return str(answer.read().decode())
+
     def log(self) -> str:
         """The end of its log."""
         return "" if self._process is None else self._process.log_tail()
@@ -159,7 +164,8 @@ class World:
         for pod in workload.pods(self.plane.admin, self.namespace):
             node = pod["spec"].get("nodeName")
             requests = pod["spec"]["containers"][0]["resources"].get("requests", {})
-            if node and RESOURCE in requests:
+            finished = pod["status"]["phase"] in ("Succeeded", "Failed")
+            if node and RESOURCE in requests and not finished:
                 sums[node] += millicores(requests[RESOURCE])
         return sums
 

@@ -21,6 +21,7 @@ Right = tuple[str, str, str, str]
 """Where it holds (a namespace, or empty for everywhere), API group, resource, verb."""
 
 _HOME = "kube-system"
+_LOCKS = f"/api/v1/namespaces/{_HOME}/configmaps"
 _FORBIDDEN = 403
 
 
@@ -125,6 +126,12 @@ def needed(place: Place) -> dict[Right, Callable[[], object]]:
         ("", "", "pods", "list"): lambda: account.get("/api/v1/pods"),
         ("", "", "pods", "watch"): lambda: account.text("/api/v1/pods?watch=true&timeoutSeconds=1"),
         ("", "", "pods/binding", "create"): lambda: account.post(f"{pods}/waits/binding", binding),
+        (_HOME, "", "configmaps/archimedes-locks", "list"): lambda: account.get(
+            _LOCKS, fieldSelector="metadata.name=archimedes-locks"
+        ),
+        (_HOME, "", "configmaps/archimedes-locks", "watch"): lambda: account.text(
+            f"{_LOCKS}?fieldSelector=metadata.name%3Darchimedes-locks&watch=true&timeoutSeconds=1"
+        ),
         ("", "events.k8s.io", "events", "create"): lambda: account.post(
             f"/apis/events.k8s.io/v1/namespaces/{place.namespace}/events", event
         ),
@@ -147,6 +154,8 @@ def test_each_right_is_needed_and_works(place: Place) -> None:
         ("GET", "/api/v1/secrets", None),
         ("GET", "/api/v1/namespaces/{ns}/secrets", None),
         ("GET", "/api/v1/configmaps", None),
+        ("GET", "/api/v1/namespaces/kube-system/configmaps", None),
+        ("DELETE", "/api/v1/namespaces/kube-system/configmaps/archimedes-locks", {}),
         (
             "GET",
             "/api/v1/namespaces/kube-system/configmaps/extension-apiserver-authentication",

@@ -1,0 +1,258 @@
+"""Bind when answers are lost: what stays charged, for how long, and what is asked."""
+
+import pytest
+
+from extender.binder import CONFIRM_SECONDS
+from extender.kube_types import Pod
+from extender.ledger import Stage
+from extender.memory import MemoryCluster
+from extender.ports import ClusterError
+from extender.wire import BindingArgs
+from tests.extender_world import Json, World, as_node, as_pod, node_json, pod_json
+
+
+class Scripted(MemoryCluster):
+    """An API server that answers as it is told; what it is sent can be carried out later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answers: list[BaseException | None] = []
+        self.reads: list[BaseException | None] = []
+        self.asked = 0
+
+    async def bind(self, namespace: str, name: str, uid: str, node: str) -> None:
+        if self.answers and (failure := self.answers.pop(0)) is not None:
+            raise failure
+        await super().bind(namespace, name, uid, node)
+
+    async def carry_out(self, name: str, node: str) -> None:
+        """A binding that was not answered is written after all."""
+        await super().bind("default", name, f"uid-{name}", node)
+
+    async def read_pod(self, namespace: str, name: str) -> Pod | None:
+        self.asked += 1
+        if self.reads and (failure := self.reads.pop(0)) is not None:
+            raise failure
+        return await super().read_pod(namespace, name)
+
+
+class Bench(World):
+    """Two nodes with 6000 millicores each; watch events arrive only where a test wants them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        cluster = Scripted()
+        cluster.nodes = self.cluster.nodes
+        self.cluster = self.scripted = cluster
+        self.server.binder._cluster = cluster
+        self.sync()
+        self.forecast(2.0)
+
+    def waiting(self, name: str, ask: int = 4000) -> Json:
+        """A pod that waits, and that filter has seen."""
+        pod = pod_json(name, ask)
+        self.cluster.put_pod(as_pod(pod))
+        self.filter(pod)
+        return pod
+
+    def deafen(self) -> None:
+        """From now on, no event arrives."""
+        self.cluster._pod_feed = None
+
+    async def bind(self, name: str, node: str) -> str:
+        """Bind a pod of the default namespace."""
+        return await self.server.binder.bind(BindingArgs(name, "default", f"uid-{name}", node))
+
+    def charged(self) -> list[int]:
+        """Millicores charged on both nodes."""
+        snapshot = self.state.snapshot(self.now)
+        return [int(snapshot.promised[snapshot.index[node]]) for node in ("n1", "n2")]
+
+    async def later(self, seconds: float) -> None:
+        """Time passes, and the server looks after what is open."""
+        self.now += seconds
+        self.cluster.hear()
+        self.server.loops.tick()
+        await self.server.binder.chase()
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+NO_ANSWER = ClusterError(0, "no answer")
+REFUSED = ClusterError(403, "forbidden")
+CONFLICT = ClusterError(409, "being deleted")
+
+
+async def test_case_33_a_refused_bind_gives_back_its_charge_at_once(bench: Bench) -> None:
+    for refusal in (REFUSED, CONFLICT):
+        bench.waiting("a")
+        bench.scripted.answers = [refusal]
+        assert await bench.bind("a", "n1")
+        assert bench.charged() == [0, 0]
+
+
+async def test_a_bind_that_times_out_and_later_succeeds_was_charged_all_the_time(
+    bench: Bench,
+) -> None:
+    bench.waiting("a")
+    bench.scripted.answers = [TimeoutError()]
+    assert "did not answer" in await bench.bind("a", "n1")
+    assert bench.charged() == [4000, 0]
+    bench.waiting("b")
+    assert "more than is reclaimable" in await bench.bind("b", "n1")  # 6000 - 4000 < 4000
+    await bench.scripted.carry_out("a", "n1")
+    assert bench.charged()[0] == 4000
+    entry = bench.state.ledger.get("uid-a")
+    assert entry is not None
+    assert entry.stage is Stage.BOUND
+
+
+async def test_a_bind_that_was_never_written_is_given_back_once_that_is_known(
+    bench: Bench,
+) -> None:
+    bench.waiting("a")
+    bench.scripted.answers = [NO_ANSWER]
+    assert await bench.bind("a", "n1")
+    await bench.later(bench.settings.hold_seconds - 1)
+    assert bench.charged() == [4000, 0]
+    await bench.later(1)
+    assert bench.charged() == [0, 0]
+
+
+async def test_while_the_api_server_stands_still_nothing_is_given_back(bench: Bench) -> None:
+    bench.waiting("a")
+    bench.scripted.answers, bench.scripted.reads = [TimeoutError()], [NO_ANSWER]
+    assert await bench.bind("a", "n1")
+    for _ in range(3):
+        bench.scripted.reads = [NO_ANSWER]
+        await bench.later(1000)
+        assert bench.charged() == [4000, 0]
+    await bench.later(1)  # it answers: not bound, but what it had received is carried out now
+    assert bench.charged() == [4000, 0]
+    await bench.later(bench.settings.hold_seconds)
+    assert bench.charged() == [0, 0]
+
+
+async def test_the_next_try_elsewhere_leaves_the_open_one_charged(bench: Bench) -> None:
+    bench.waiting("a")
+    bench.scripted.answers = [TimeoutError(), REFUSED]
+    await bench.bind("a", "n1")
+    assert "forbidden" in await bench.bind("a", "n2")
+    assert bench.charged() == [4000, 0]  # n2 was refused, of n1 nothing is known
+    bench.deafen()
+    assert await bench.bind("a", "n2") == ""
+    assert bench.charged() == [0, 4000]  # a pod is bound once, so n1 can no longer be
+
+
+async def test_an_open_try_that_wins_is_charged_where_it_is(bench: Bench) -> None:
+    bench.waiting("a")
+    bench.scripted.answers = [TimeoutError()]
+    await bench.bind("a", "n1")
+    bench.deafen()
+    await bench.scripted.carry_out("a", "n1")
+    assert await bench.bind("a", "n2") == "the pod is bound to n1 already"
+    assert bench.charged() == [4000, 0]
+
+
+async def test_an_open_try_that_wins_while_the_next_is_written_is_charged(bench: Bench) -> None:
+    bench.waiting("a")
+    bench.scripted.answers = [TimeoutError()]
+    await bench.bind("a", "n1")
+    bench.deafen()
+    late = bench.scripted.bind
+
+    async def overtaken(namespace: str, name: str, uid: str, node: str) -> None:
+        await bench.scripted.carry_out("a", "n1")
+        await late(namespace, name, uid, node)
+
+    bench.scripted.bind = overtaken  # type: ignore[method-assign]
+    assert await bench.bind("a", "n2") == "the pod is bound to n1 already"
+    assert bench.charged() == [4000, 0]
+
+
+async def test_a_pod_whose_event_comes_while_its_node_is_away_returns_with_it(
+    bench: Bench,
+) -> None:
+    bench.waiting("a")
+    feed = bench.cluster._pod_feed
+    bench.deafen()
+    assert await bench.bind("a", "n1") == ""
+    bench.cluster.delete_node("n1")
+    assert feed is not None
+    feed.put(bench.cluster.pods["default", "a"])
+    assert bench.state.ledger.get("uid-a") is None
+    bench.cluster.put_node(as_node(node_json("n1")))
+    assert bench.charged()[0] == 4000
+
+
+async def test_a_written_binding_waits_for_its_event_however_late(bench: Bench) -> None:
+    bench.waiting("a")
+    bench.deafen()
+    assert await bench.bind("a", "n1") == ""
+    for _ in range(3):
+        await bench.later(CONFIRM_SECONDS)
+        assert bench.charged() == [4000, 0]
+    assert bench.scripted.asked == 3
+
+
+async def test_a_bound_pod_that_is_gone_before_its_event_is_given_back(bench: Bench) -> None:
+    for phase in ("", "Succeeded"):
+        bench.sync()
+        bench.waiting("a")
+        bench.deafen()
+        assert await bench.bind("a", "n1") == ""
+        bench.cluster.delete_pod("default", "a")
+        if phase:
+            bench.cluster.put_pod(as_pod(pod_json("a", 4000, node="n1", phase=phase)))
+        await bench.later(CONFIRM_SECONDS)
+        assert bench.charged() == [0, 0]
+
+
+async def test_a_name_that_is_used_again_is_another_pod(bench: Bench) -> None:
+    bench.waiting("a")
+    bench.deafen()
+    bench.scripted.answers = [TimeoutError()]
+    bench.cluster.put_pod(as_pod(pod_json("a", 4000, uid="uid-other")))
+    assert await bench.bind("a", "n1") == "there is no pod of this name and UID"
+    assert bench.charged() == [0, 0]
+
+
+async def test_a_node_that_returns_still_carries_what_is_being_bound(bench: Bench) -> None:
+    bench.waiting("a")
+    bench.deafen()
+    assert await bench.bind("a", "n1") == ""
+    bench.cluster.delete_node("n1")
+    bench.cluster.put_node(as_node(node_json("n3")))  # takes no row that is still needed
+    bench.cluster.put_node(as_node(node_json("n1")))
+    bench.forecast(2.0)
+    assert bench.charged() == [4000, 0]
+    snapshot = bench.state.snapshot(bench.now)
+    assert snapshot.promised[snapshot.index["n3"]] == 0
+
+
+async def test_a_row_is_used_again_once_nothing_is_open_on_it(bench: Bench) -> None:
+    bench.waiting("a")
+    row = bench.state.snapshot(bench.now).index["n1"]
+    bench.deafen()
+    assert await bench.bind("a", "n1") == ""
+    bench.cluster.delete_node("n1")
+    bench.cluster.delete_pod("default", "a")
+    await bench.later(CONFIRM_SECONDS)  # asked: the pod is gone
+    await bench.later(1)
+    bench.cluster.put_node(as_node(node_json("n3")))
+    assert bench.state.snapshot(bench.now).index["n3"] == row
+
+
+async def test_bind_decides_on_the_horizon_that_filter_saw(bench: Bench) -> None:
+    peaks = [2.0, 3.0, 3.0, 3.0, 7.0]
+    bench.forecast({"n1": peaks, "n2": peaks})
+    pod = pod_json("a", 4000, annotations={"archimedes.dev/expected-duration": "1h"})
+    bench.filter(pod)
+    bench.cluster.put_pod(as_pod(pod_json("a", 4000)))  # now it says nothing: 24 h, 1000 millicores
+    assert await bench.bind("a", "n1") == ""
+    entry = bench.state.ledger.get("uid-a")
+    assert entry is not None
+    assert (entry.stage, entry.horizon) == (Stage.BOUND, 0)
