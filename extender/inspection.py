@@ -195,12 +195,13 @@ def _summary(state: State, snapshot: Snapshot, withheld: Ints, name: str, row: i
 
 
 def _arithmetic(node: NodeSummary, policy: Policy) -> tuple[Arithmetic, ...]:
+    withheld = [terms.withheld_millicpu for terms in node.horizons]
     return arithmetic(
         node.allocatable_cores,
         [terms.forecast_cores for terms in node.horizons],
         [terms.reclaimable_millicpu for terms in node.horizons],
         {
-            "withheld": [terms.withheld_millicpu for terms in node.horizons],
+            **({"withheld": withheld} if any(withheld) else {}),
             "promised": [node.promised_millicpu for _ in node.horizons],
         },
         node.blocked,

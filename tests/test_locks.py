@@ -242,6 +242,8 @@ def test_each_node_shows_what_is_withheld_and_why(world: World) -> None:
     shown = found.summary.horizons[0]
     assert (shown.reclaimable_millicpu, shown.withheld_millicpu) == (6000, 1000)
     assert shown.available_millicpu == 5000
+    assert {term.name: term.millicpu for term in found.arithmetic[0].terms}["withheld"] == -1000
+    assert found.arithmetic[0].available_millicpu == 5000
     assert [(term.name, term.millicpu, term.reason) for term in found.locks] == [
         ("sale", 1000, "a sale")
     ]
