@@ -1,4 +1,4 @@
-"""Filter and prioritize: from a request's bytes to the answer's, without waiting."""
+"""Filter, prioritize and preempt: from a request's bytes to the answer's, without waiting."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from extender.decision_log import Candidate, Decision, DecisionLog
 from extender.events import Events
 from extender.ledger import Stage
 from extender.ports import Clock
+from extender.preemption import nodes_with_room
 from extender.settings import Settings
 from extender.snapshot import Reason, Snapshot
 from extender.state import State
 from extender.telemetry import Telemetry
+from extender.victims import decode_preemption, encode_preemption
 from extender.wire import (
     Offer,
     decode_args,
@@ -48,7 +50,7 @@ class Answer(NamedTuple):
 
 
 class Calls:
-    """Answers filter and prioritize from one snapshot each."""
+    """Answers filter, prioritize and preempt from one snapshot each."""
 
     def __init__(
         self,
@@ -101,6 +103,22 @@ class Calls:
             rows = snapshot.rows(names)
         raw = scores(snapshot, rows, pod.ask, self._state.policy)
         return encode_prioritize(names, to_wire_scores(raw))
+
+    def preempt(self, body: bytes) -> bytes:
+        """The proposed nodes that would have room for the pod without their victims.
+
+        Raises:
+            BadRequestError: the body is no preempt request.
+        """
+        proposal = decode_preemption(body)
+        pod = pod_facts(proposal.pod, self._settings.resource)
+        if pod.offline and (pod.problem or not self._state.ready):
+            return encode_preemption({})
+        snapshot = self._state.snapshot(self._clock(), without=pod.uid)
+        uids = {name: set(of.uids) - {pod.uid} for name, of in proposal.victims.items()}
+        ledger, policy = self._state.ledger, self._state.policy
+        kept = nodes_with_room(snapshot, pod.ask, policy, uids, ledger.get)
+        return encode_preemption({name: proposal.victims[name] for name in kept})
 
     def _decide(self, pod: PodFacts, offer: Offer) -> Answer:
         now, policy = self._clock(), self._state.policy

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import select
 import sys
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TypeVar
 
 import msgspec
@@ -24,12 +26,13 @@ from extender.wire import BadRequestError, decode_binding, encode_binding
 
 _JSON = "application/json"
 _MAX_DECISIONS = 10_000
+_VERBS = ("filter", "prioritize", "bind", "preempt")
 
 T = TypeVar("T")
 
 
 class Verbs:
-    """POST /v1/filter, /v1/prioritize and /v1/bind: what kube-scheduler calls."""
+    """POST /v1/filter, /v1/prioritize, /v1/bind and /v1/preempt: what kube-scheduler calls."""
 
     def __init__(
         self, calls: Calls, binder: Binder, state: State, settings: Settings, telemetry: Telemetry
@@ -39,8 +42,8 @@ class Verbs:
         self._state = state
         self._telemetry = telemetry
         self._body_seconds = settings.request_seconds
-        seconds = telemetry.seconds
-        self._seconds = {verb: seconds.labels(verb) for verb in ("filter", "prioritize", "bind")}
+        self._body_bytes = settings.max_body_bytes
+        self._seconds = {verb: telemetry.seconds.labels(verb) for verb in _VERBS}
 
     def routes(self) -> Iterable[web.RouteDef]:
         """The verbs' routes."""
@@ -48,6 +51,7 @@ class Verbs:
             web.post("/v1/filter", self.filter),
             web.post("/v1/prioritize", self.prioritize),
             web.post("/v1/bind", self.bind),
+            web.post("/v1/preempt", self.preempt),
         )
 
     async def filter(self, request: web.Request) -> web.StreamResponse:
@@ -79,20 +83,39 @@ class Verbs:
         with self._seconds["bind"].time():
             return _json(encode_binding(await self._binder.bind(args)))
 
+    async def preempt(self, request: web.Request) -> web.StreamResponse:
+        """Answer a preempt call."""
+        body = await self._body(request)
+        with self._seconds["preempt"].time():
+            return _json(self._attempt(lambda: self._calls.preempt(body)))
+
     async def _body(self, request: web.Request) -> bytes:
+        """The request's body, bounded in size and time; kube-scheduler never encodes it."""
+        if "Content-Encoding" in request.headers:
+            raise self._refused(web.HTTPUnsupportedMediaType, "the body must not be encoded")
         try:
             async with asyncio.timeout(self._body_seconds):
                 return await request.read()
         except TimeoutError as e:
-            self._telemetry.bad_requests.inc()
-            raise web.HTTPRequestTimeout(text="the request's body did not arrive in time") from e
+            text = "the request's body did not arrive in time"
+            raise self._refused(web.HTTPRequestTimeout, text) from e
+        except web.RequestPayloadError as e:
+            text = "the request's body cannot be read as HTTP"
+            raise self._refused(web.HTTPBadRequest, text) from e
+        except web.HTTPRequestEntityTooLarge as e:
+            text = f"the request's body is larger than max_body_bytes, {self._body_bytes} bytes"
+            too_large = partial(web.HTTPRequestEntityTooLarge, self._body_bytes)
+            raise self._refused(too_large, text) from e
+
+    def _refused(self, error: Callable[..., web.HTTPException], text: str) -> web.HTTPException:
+        self._telemetry.bad_requests.inc()
+        return error(text=f"{text}\n")
 
     def _attempt(self, call: Callable[[], T]) -> T:
         try:
             return call()
         except BadRequestError as e:
-            self._telemetry.bad_requests.inc()
-            raise web.HTTPBadRequest(text=str(e)) from e
+            raise self._refused(web.HTTPBadRequest, str(e)) from e
 
     def _let_go(self, uid: str) -> None:
         """Nobody reads the answer: what was held for it is free again."""
@@ -168,9 +191,10 @@ class Pages:
     async def decisions(self, request: web.Request) -> web.StreamResponse:
         """The newest decisions first, of ?pod=namespace/name or of all, at most ?limit=100."""
         limit = request.query.get("limit", "100")
-        if not (limit.isascii() and limit.isdigit() and 0 < int(limit) <= _MAX_DECISIONS):
+        number = int(limit) if re.fullmatch("[0-9]{1,5}", limit) else 0
+        if not 0 < number <= _MAX_DECISIONS:
             raise web.HTTPBadRequest(text=f"limit must be a number from 1 to {_MAX_DECISIONS}\n")
-        found = self._decisions.recent(request.query.get("pod", ""), int(limit))
+        found = self._decisions.recent(request.query.get("pod", ""), number)
         return _json(msgspec.json.encode(found))
 
 
