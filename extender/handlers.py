@@ -92,20 +92,26 @@ class Verbs:
     async def _body(self, request: web.Request) -> bytes:
         """The request's body, bounded in size and time; kube-scheduler never encodes it."""
         if "Content-Encoding" in request.headers:
-            raise self._refused(web.HTTPUnsupportedMediaType, "the body must not be encoded")
+            raise self._unread(web.HTTPUnsupportedMediaType, "the body must not be encoded")
         try:
             async with asyncio.timeout(self._body_seconds):
                 return await request.read()
         except TimeoutError as e:
             text = "the request's body did not arrive in time"
-            raise self._refused(web.HTTPRequestTimeout, text) from e
+            raise self._unread(web.HTTPRequestTimeout, text) from e
         except web.RequestPayloadError as e:
             text = "the request's body cannot be read as HTTP"
-            raise self._refused(web.HTTPBadRequest, text) from e
+            raise self._unread(web.HTTPBadRequest, text) from e
         except web.HTTPRequestEntityTooLarge as e:
             text = f"the request's body is larger than max_body_bytes, {self._body_bytes} bytes"
             too_large = partial(web.HTTPRequestEntityTooLarge, self._body_bytes)
-            raise self._refused(too_large, text) from e
+            raise self._unread(too_large, text) from e
+
+    def _unread(self, error: Callable[..., web.HTTPException], text: str) -> web.HTTPException:
+        """An answer after which the connection is closed: what is left of the body is not read."""
+        refused = self._refused(error, text)
+        refused.force_close()
+        return refused
 
     def _refused(self, error: Callable[..., web.HTTPException], text: str) -> web.HTTPException:
         self._telemetry.bad_requests.inc()

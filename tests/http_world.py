@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from io import BytesIO
 from typing import NamedTuple, Unpack
 
 import aiohttp
@@ -32,7 +33,9 @@ class Caller:
     async def send(self, verb: str, body: bytes, method: str = "POST", **headers: str) -> Reply:
         """Any bytes to any path under /v1."""
         url = f"{self.url}/v1/{verb}"
-        async with self.session.request(method, url, data=body, headers=headers) as response:
+        async with self.session.request(
+            method, url, data=BytesIO(body), headers=headers
+        ) as response:
             found = {name.lower(): value for name, value in response.headers.items()}
             return Reply(response.status, found, await response.read())
 
