@@ -6,6 +6,7 @@ Filter is in test_conformance.py, preempt (34 and 35) in test_preemption.py.
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import socket
 import struct
@@ -143,8 +144,8 @@ async def test_an_encoded_or_oddly_labelled_body(caller: Caller) -> None:
     body = orjson.dumps(args(pod_json("p", 1), ["n1"]))
     odd = await caller.send("filter", body, **{"Content-Type": "image/png; charset=x"})
     assert odd.status == 200
-    for encoding in ("gzip", "deflate", "odd"):
-        reply = await caller.send("filter", b"junk", **{"Content-Encoding": encoding})
+    for encoding, content in (("gzip", gzip.compress(body)), ("odd", body)):
+        reply = await caller.send("filter", content, **{"Content-Encoding": encoding})
         assert (reply.status, reply.body) == (415, b"the body must not be encoded\n")
     long = await caller.send("filter", body, **{"X-Long": "a" * 10_000})
     assert (long.status, len(long.body) < 300) == (400, True)
