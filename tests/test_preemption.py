@@ -21,9 +21,9 @@ def meta(*uids: str, violations: object = 0) -> Json:
     return {"Pods": [{"UID": uid} for uid in uids], "NumPDBViolations": violations}
 
 
-async def kept(caller: Caller, ask: object, victims: Json, **pod: str) -> list[str]:
+async def kept(caller: Caller, ask: object, victims: Json) -> list[str]:
     """The nodes that are left for an offline pod."""
-    return list(await caller.preempt(pod_json("p", ask, **pod), meta=victims))
+    return list(await caller.preempt(pod_json("p", ask), meta=victims))
 
 
 async def test_case_34_uids_come_back_from_meta_and_from_full_input() -> None:
