@@ -111,7 +111,7 @@ class Calls:
             BadRequestError: the body is no preempt request.
         """
         proposal = decode_preemption(body)
-        pod = pod_facts(proposal.pod, self._settings.resource)
+        pod = self._state.facts(proposal.pod)
         if pod.offline and (pod.problem or not self._state.ready):
             return encode_preemption({})
         snapshot = self._state.snapshot(self._clock(), without=pod.uid)
