@@ -8,8 +8,8 @@ import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -170,6 +170,17 @@ def usage_grid(trace: Trace, tier: str = "online") -> UsageGrid:
         born=pods["start"].dt.epoch("s").to_numpy().copy(),
         gone=pods["end"].dt.epoch("s").to_numpy().copy(),
     )
+
+
+def known_at(trace: Trace, time: int) -> Trace:
+    """A trace as it was known at a time (seconds): no later usage, and no pod that came later."""
+    moment = datetime.fromtimestamp(time, UTC)
+    pods = trace.pods.filter(pl.col("start") < moment)
+    usage = trace.usage
+    if usage is not None:
+        whole = pl.col("time") <= moment - pl.duration(seconds=WINDOW)
+        usage = usage.filter(whole & pl.col("pod").is_in(pods["pod"].implode()))
+    return replace(trace, pods=pods, usage=usage)
 
 
 def _axis(trace: Trace) -> tuple[int, int]:

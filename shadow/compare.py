@@ -8,56 +8,58 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-from models.arrays import Floats
 from models.model import Model
 from models.policy import Policy
 from models.trace import Trace
-from shadow.figures import Figures, NodeSeries, figures, judged, node_series
+from shadow.bootstrap import Interval, Weights
+from shadow.cells import block_hours, cells_of
+from shadow.cohorts import Cohort, cohorts
+from shadow.figures import Figures, figures
 from shadow.options import ReplayOptions
 from shadow.replay import Progress, replay_scenario
 from shadow.result import ReplayResult
 from shadow.scenario import build_scenario
-
-CONFIDENCE = 0.90
-"""Of every interval, as in the evaluation."""
-
-RESAMPLES = 2000
-"""Of the bootstrap; 2,000 settle the ends of a 90 % interval to about a twentieth of its width."""
+from shadow.seeds import mean_of
 
 TOLERATED = 1.5
 """Times the target that a violation rate may reach, as in the evaluation: 1.5 % for 1 %."""
 
-_DAY = 24.0
-_FEWEST_DAYS = 5
 
+class SeedOutcome(msgspec.Struct, frozen=True, kw_only=True):
+    """Challenger minus champion under one seed."""
 
-class Interval(msgspec.Struct, frozen=True):
-    """A figure with its confidence interval."""
-
-    value: float
-    low: float
-    high: float
+    seed: int
+    reclaimed_core_hours: float
+    violation_rate: float | None
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
-    """Both replays, what differs, and whether the challenger should serve.
+    """The replays of both sides, what differs, and whether the challenger should serve.
 
     Fields:
-        champion, challenger: figures of each replay.
-        reclaimed_core_hours, violation_rate: challenger minus champion; the rate is None where the
-            trace has no usage.
-        champion_violation_rate, challenger_violation_rate: with their intervals.
-        target: the violation probability that the challenger's policy accepts.
-        block_hours, blocks: what the bootstrap resampled, beside nodes.
+        champion, challenger: figures of each side, means over the seeds.
+        seeds: each seed's own differences.
+        reclaimed_core_hours, violation_rate, overload_rate: challenger minus champion; the rates
+            are None where the trace has no usage. Overload is measured for both at the champion's
+            ceiling, so that a policy cannot hide it by raising its own.
+        champion_*, challenger_*: the rates with their intervals.
+        cohorts: the differences by groups of pods and nodes.
+        target: the violation probability that is accepted.
+        block_hours, blocks: what the bootstrap resampled, beside nodes and seeds.
         verdict, reasons: in words.
     """
 
     champion: Figures
     challenger: Figures
+    seeds: tuple[SeedOutcome, ...]
     reclaimed_core_hours: Interval
     violation_rate: Interval | None
     champion_violation_rate: Interval | None
     challenger_violation_rate: Interval | None
+    overload_rate: Interval | None
+    champion_overload_rate: Interval | None
+    challenger_overload_rate: Interval | None
+    cohorts: tuple[Cohort, ...]
     target: float
     block_hours: float
     blocks: int
@@ -73,65 +75,122 @@ class Candidate:
     policy: Policy | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Sides:
+    """The replays of champion and challenger, one for each seed, in the same order."""
+
+    champion: tuple[ReplayResult, ...]
+    challenger: tuple[ReplayResult, ...]
+
+
 def compare(
     trace: Trace,
     champion: Candidate,
     challenger: Candidate,
     *,
     options: ReplayOptions | None = None,
+    seeds: int = 1,
     progress: Progress | None = None,
 ) -> Comparison:
-    """Replay a trace under both and judge the challenger.
+    """Replay a trace under both and judge the challenger; see `replay_sides` and `judge`.
 
-    Both meet the same nodes, pods, usage and seed. Intervals come from a paired bootstrap that
-    resamples blocks of time and nodes together for both sides, because neighbouring windows and
-    windows of one node are alike.
+    Raises:
+        TraceError: as `shadow.replay.replay`.
+    """
+    return judge(
+        replay_sides(trace, champion, challenger, options=options, seeds=seeds, progress=progress)
+    )
+
+
+def replay_sides(
+    trace: Trace,
+    champion: Candidate,
+    challenger: Candidate,
+    *,
+    options: ReplayOptions | None = None,
+    seeds: int = 1,
+    progress: Progress | None = None,
+) -> Sides:
+    """Replay a trace under both, who meet the same nodes, pods, usage and seeds.
 
     Args:
         trace: what is replayed.
         champion, challenger: model and policy of each side.
         options: see `ReplayOptions`.
-        progress: called with the share that is done of both replays.
+        seeds: so many, from the options' seed on.
+        progress: called with the share that is done of all replays.
 
     Raises:
         TraceError: as `shadow.replay.replay`.
     """
     options = options or ReplayOptions()
-    scenario = build_scenario(trace, options)
-    report = progress or (lambda _: None)
-    results = [
-        replay_scenario(
-            scenario,
-            side.model,
-            policy=side.policy,
-            options=options,
-            progress=lambda done, number=number: report((number + done) / 2),  # type: ignore[misc]
-        )
-        for number, side in enumerate((champion, challenger))
-    ]
-    return judge(results[0], results[1])
+    report, total = progress or (lambda _: None), 2 * seeds
+    results: list[ReplayResult] = []
+    for seed in range(options.seed, options.seed + seeds):
+        seeded = msgspec.structs.replace(options, seed=seed)
+        scenario = build_scenario(trace, seeded)
+        for side in (champion, challenger):
+            done = len(results)
+            results.append(
+                replay_scenario(
+                    scenario,
+                    side.model,
+                    policy=side.policy,
+                    options=seeded,
+                    progress=lambda part, done=done: report((done + part) / total),  # type: ignore[misc]
+                )
+            )
+    return Sides(tuple(results[::2]), tuple(results[1::2]))
 
 
-def judge(champion: ReplayResult, challenger: ReplayResult) -> Comparison:
-    """Compare two replays of one scenario; see `compare`."""
-    ours, theirs = _cells(champion), _cells(challenger)
+def judge(sides: Sides, target: float | None = None) -> Comparison:
+    """Compare the replays of both sides.
+
+    Intervals come from a paired bootstrap that resamples seeds, blocks of time and nodes together
+    for both sides, because neighbouring windows and windows of one node are alike.
+
+    Args:
+        sides: what to compare.
+        target: accepted rate of violations, by default that of the challenger's policy.
+    """
+    champion, challenger = sides.champion[0], sides.challenger[0]
+    target = target or challenger.policy.target
+    ours, theirs = (
+        cells_of(results, champion.policy.ceiling) for results in (sides.champion, sides.challenger)
+    )
     rng = np.random.default_rng([challenger.options.seed, 3])
-    weights = _Weights.draw(rng, *ours.reclaimed.shape)
+    weights = Weights.draw(rng, *ours.reclaimed.shape)
     reclaimed = weights.difference_of_sums(theirs.reclaimed, ours.reclaimed)
-    rates = [weights.rate(cells.violated, cells.judged) for cells in (ours, theirs)]
-    difference = weights.difference_of_rates(theirs, ours)
-    target = challenger.policy.target
-    verdict, reasons = decide_verdict(reclaimed, rates[0], rates[1], difference, target)
+    violated = [(side.violated.sum(axis=3), side.judged.sum(axis=3)) for side in (ours, theirs)]
+    rates = [weights.rate(*side) for side in violated]
+    difference = weights.difference_of_rates(violated[1], violated[0])
+    over = [(side.overloaded, side.promised) for side in (ours, theirs)]
+    if champion.used is None:
+        over = [(part * 0, whole * 0) for part, whole in over]
+    overload = [weights.rate(*side) for side in over]
+    more_overload = weights.difference_of_rates(over[1], over[0])
+    verdict, reasons = decide_verdict(
+        reclaimed, rates[0], rates[1], difference, target, overload[1], more_overload
+    )
+    figured = [
+        [figures(result, series) for result, series in zip(side.results, side.series, strict=True)]
+        for side in (ours, theirs)
+    ]
     return Comparison(
-        champion=figures(champion, ours.series),
-        challenger=figures(challenger, theirs.series),
+        champion=mean_of(figured[0]),
+        challenger=mean_of(figured[1]),
+        seeds=tuple(map(_seed_outcome, sides.champion, *figured)),
         reclaimed_core_hours=reclaimed,
         violation_rate=difference,
         champion_violation_rate=rates[0],
         challenger_violation_rate=rates[1],
+        overload_rate=more_overload,
+        champion_overload_rate=overload[0],
+        challenger_overload_rate=overload[1],
+        cohorts=cohorts(ours, theirs, weights),
         target=target,
-        block_hours=_block_hours(champion),
-        blocks=ours.reclaimed.shape[1],
+        block_hours=block_hours(champion),
+        blocks=ours.reclaimed.shape[2],
         verdict=verdict,
         reasons=reasons,
     )
@@ -143,12 +202,15 @@ def decide_verdict(
     challenger: Interval | None,
     difference: Interval | None,
     target: float,
+    overload: Interval | None = None,
+    more_overload: Interval | None = None,
 ) -> tuple[Literal["promote", "keep"], tuple[str, ...]]:
     """Whether the challenger should serve, and why.
 
     It must keep within the accepted violations: the interval of its rate reaches down to
     `TOLERATED` times the target, and where the rate itself is above the target it is not
-    significantly higher than the champion's. Then it is promoted if it reclaims significantly more,
+    significantly higher than the champion's. The same limit holds for the node windows that it
+    fills above the champion's ceiling, where those are significantly more. Then it is promoted if it reclaims significantly more,
     or not significantly less with significantly fewer violations, or if the champion violates
     significantly more than is tolerated.
 
@@ -157,6 +219,8 @@ def decide_verdict(
         champion, challenger: violation rates; None where nothing could be judged.
         difference: of the rates, challenger minus champion.
         target: accepted violation rate.
+        overload, more_overload: the challenger's overload rate, and how much higher than the
+            champion's it is.
     """
     if champion is None or challenger is None or difference is None:
         return "keep", ("No forecast could be judged: the trace has no usage after its decisions.",)
@@ -169,6 +233,11 @@ def decide_verdict(
         return "keep", (
             f"The challenger violates {_rate(challenger)}, above the target of {target:.2%}.",
             f"That is significantly more than the champion's {champion.value:.2%}.",
+        )
+    if overload and more_overload and overload.low > limit and more_overload.low > 0:
+        return "keep", (
+            f"The challenger fills {_rate(overload)} of the node windows above the ceiling, more "
+            f"than the tolerated {limit:.2%} and than the champion.",
         )
     safe = f"The challenger's violations of {_rate(challenger)} keep to the target of {target:.2%}."
     gain = f"{reclaimed.value:+,.1f} core-hours ({reclaimed.low:+,.1f} to {reclaimed.high:+,.1f})"
@@ -190,95 +259,13 @@ def decide_verdict(
     return "keep", (safe, f"It reclaims {less}: {gain}.")
 
 
-@dataclass(frozen=True, slots=True)
-class _Cells:
-    """Figures by node and block of time, all [N, B]."""
-
-    series: NodeSeries
-    reclaimed: Floats
-    violated: Floats
-    judged: Floats
-
-
-@dataclass(frozen=True, slots=True)
-class _Weights:
-    """How often each node [S, N] and each block [S, B] was drawn; row 0 is the sample itself."""
-
-    nodes: Floats
-    blocks: Floats
-
-    @classmethod
-    def draw(cls, rng: np.random.Generator, nodes: int, blocks: int) -> _Weights:
-        """Resample nodes and blocks, each with replacement."""
-        drawn = [
-            np.concatenate(
-                [np.ones((1, count)), rng.multinomial(count, np.full(count, 1 / count), RESAMPLES)]
-            ).astype(np.float64)
-            for count in (nodes, blocks)
-        ]
-        return cls(*drawn)
-
-    def sums(self, cells: Floats) -> Floats:
-        """The sum of [N, B] cells in each resample, [S]."""
-        total: Floats = ((self.nodes @ cells) * self.blocks).sum(axis=1)
-        return total
-
-    def difference_of_sums(self, theirs: Floats, ours: Floats) -> Interval:
-        """Theirs less ours."""
-        return _interval(self.sums(theirs) - self.sums(ours))
-
-    def rate(self, part: Floats, whole: Floats) -> Interval | None:
-        """A rate, None where there is nothing to count."""
-        if whole.sum() == 0:
-            return None
-        return _interval(self.sums(part) / np.maximum(self.sums(whole), 1e-9))
-
-    def difference_of_rates(self, theirs: _Cells, ours: _Cells) -> Interval | None:
-        """Their violation rate less ours, None where either has nothing to count."""
-        if theirs.judged.sum() == 0 or ours.judged.sum() == 0:
-            return None
-        rates = [
-            self.sums(cells.violated) / np.maximum(self.sums(cells.judged), 1e-9)
-            for cells in (theirs, ours)
-        ]
-        return _interval(rates[0] - rates[1])
-
-
-def _interval(samples: Floats) -> Interval:
-    """The figure itself (row 0) and its percentile interval."""
-    tail = 50 * (1 - CONFIDENCE)
-    low, high = np.percentile(samples[1:], [tail, 100 - tail])
-    return Interval(float(samples[0]), float(low), float(high))
-
-
-def _block_hours(result: ReplayResult) -> float:
-    """Days where there are enough of them, else eighths of the replay."""
-    hours = (result.stop - result.start) / 3600
-    return _DAY if hours >= _FEWEST_DAYS * _DAY else hours / 8
-
-
-def _cells(result: ReplayResult) -> _Cells:
-    series = node_series(result)
-    seconds = _block_hours(result) * 3600
-    blocks = int(np.ceil((result.stop - result.start) / seconds))
-    steps = np.minimum(np.arange(series.run.shape[1]) * series.step // seconds, blocks - 1)
-    reclaimed = _add_up(series.run * series.hours, steps, blocks)
-    known, violated = (figure.sum(axis=2).T for figure in judged(result))
-    times = np.zeros(0) if result.forecasts is None else result.forecasts.time - result.start
-    refreshes = np.minimum(times // seconds, blocks - 1)
-    return _Cells(
-        series,
-        reclaimed,
-        _add_up(violated, refreshes, blocks),
-        _add_up(known, refreshes, blocks),
+def _seed_outcome(result: ReplayResult, ours: Figures, theirs: Figures) -> SeedOutcome:
+    rates = theirs.violation_rate, ours.violation_rate
+    return SeedOutcome(
+        seed=result.options.seed,
+        reclaimed_core_hours=theirs.reclaimed_core_hours - ours.reclaimed_core_hours,
+        violation_rate=None if rates[0] is None or rates[1] is None else rates[0] - rates[1],
     )
-
-
-def _add_up(figure: Floats, block: Floats, blocks: int) -> Floats:
-    """Sum [N, T] by the block of each column, [N, B]."""
-    found = np.zeros((len(figure), blocks))
-    np.add.at(found.T, block.astype(np.int64), figure.T)
-    return found
 
 
 def _rate(rate: Interval) -> str:

@@ -11,11 +11,11 @@ import numpy as np
 from models.model import Model
 from models.policy import Policy
 from models.trace import Trace
-from shadow.figures import node_series
 from shadow.options import ReplayOptions
 from shadow.replay import Progress, replay_scenario
 from shadow.result import ReplayResult, State
 from shadow.scenario import GIB, Scenario, build_scenario, equal_fleet, highest_sum
+from shadow.series import node_series
 
 TOLERANCE = 0.02
 """Share by which the offline core-hours may fall short, or the mean wait be longer."""

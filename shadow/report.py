@@ -6,9 +6,11 @@ from collections.abc import Callable
 
 from rich.table import Table
 
-from shadow.compare import Comparison, Interval
-from shadow.figures import Figures, Utilisation
+from shadow.bootstrap import Interval
+from shadow.compare import Comparison
+from shadow.figures import Figures
 from shadow.machines import Machines
+from shadow.utilisation import Utilisation
 
 NONE = "-"
 

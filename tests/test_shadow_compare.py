@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from models.policy import Policy
-from shadow.compare import Candidate, Comparison, Interval, compare, decide_verdict, judge
+from shadow.bootstrap import Interval, Weights
+from shadow.compare import Candidate, Comparison, Sides, compare, decide_verdict, judge
 from shadow.options import ReplayOptions
 from shadow.replay import replay
 from tests.shadow_traces import constant, recent, tidal_trace
@@ -111,7 +112,7 @@ def test_a_comparison_is_json(honest: Comparison) -> None:
 
 def test_identical_sides_differ_by_nothing() -> None:
     result = replay(tidal_trace(), recent(), options=ReplayOptions(refresh=1800))
-    found = judge(result, result)
+    found = judge(Sides((result,), (result,)))
     assert found.reclaimed_core_hours == NONE
     assert found.violation_rate == NONE
     assert found.verdict == "keep"
@@ -155,13 +156,12 @@ def test_days_are_the_blocks_of_long_replays() -> None:
 
 def test_the_interval_covers_what_chance_does() -> None:
     """Of samples from one distribution, about nine in ten intervals hold the true mean of 0."""
-    from shadow.compare import _Weights
-
     rng = np.random.default_rng(5)
     covered = 0
     for _ in range(60):
-        weights = _Weights.draw(rng, 20, 8)
-        found = weights.difference_of_sums(rng.normal(size=(20, 8)), rng.normal(size=(20, 8)))
+        weights = Weights.draw(rng, 1, 20, 8)
+        sides = rng.normal(size=(2, 1, 20, 8))
+        found = weights.difference_of_sums(sides[0], sides[1])
         covered += found.low <= 0 <= found.high
     # Resampling both ways is conservative; 60 x 0.9 = 54, and 46 is 3.4 deviations below.
     assert covered >= 46

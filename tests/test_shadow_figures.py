@@ -16,12 +16,13 @@ from models.grid import DAY, WINDOW
 from models.policy import Policy
 from models.trace import Trace
 from shadow.cluster import Fleet
-from shadow.figures import figures, judged, node_series, time_series, violations
+from shadow.figures import figures, judged, violations
 from shadow.machines import Machines, Work, _smallest, machines, machines_needed
 from shadow.options import ReplayOptions
 from shadow.replay import replay
 from shadow.result import Ending, Forecasts, ReplayResult, Runs, State
 from shadow.scenario import GIB, Pods
+from shadow.series import node_series, time_series
 from tests.shadow_traces import (
     ROW,
     START,

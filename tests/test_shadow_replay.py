@@ -19,10 +19,11 @@ from models.model import Model
 from models.policy import Policy
 from models.shipped import shipped
 from models.trace import Trace, read_trace
-from shadow.figures import figures, node_series
+from shadow.figures import figures
 from shadow.options import ReplayOptions
 from shadow.replay import replay
 from shadow.result import Ending, ReplayResult, State
+from shadow.series import node_series
 from tests.shadow_traces import (
     ROW,
     START,

@@ -11,8 +11,9 @@ from rich.table import Table
 
 from archimedes.demo.page import Series, write_page
 from archimedes.demo.run import Outcome
-from shadow.figures import Figures, figures, node_series
+from shadow.figures import Figures, figures
 from shadow.result import ReplayResult
+from shadow.series import node_series
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):

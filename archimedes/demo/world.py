@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 
 import numpy as np
 import polars as pl
@@ -11,7 +10,7 @@ import polars as pl
 from models.errors import TraceError
 from models.generator import ClusterSpec, generate_trace, offline_pods
 from models.grid import WINDOW
-from models.trace import Trace, usage_grid
+from models.trace import Trace, known_at, usage_grid
 from shadow.options import ReplayOptions
 from shadow.scenario import GIB, Scenario, build_scenario
 
@@ -39,13 +38,7 @@ class World:
 
     def past(self, time: int) -> Trace:
         """The trace as it was known at a time: no later usage, and no pod that came later."""
-        moment = datetime.fromtimestamp(time, UTC)
-        pods = self.trace.pods.filter(pl.col("start") < moment)
-        usage = self.trace.usage
-        if usage is not None:
-            whole = pl.col("time") <= moment - pl.duration(seconds=WINDOW)
-            usage = usage.filter(whole & pl.col("pod").is_in(pods["pod"].implode()))
-        return replace(self.trace, pods=pods, usage=usage)
+        return known_at(self.trace, time)
 
     def scenario(self) -> Scenario:
         """What happens while the extender serves."""
