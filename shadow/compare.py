@@ -25,6 +25,10 @@ TOLERATED = 1.5
 """Times the target that a violation rate may reach, as in the evaluation: 1.5 % for 1 %."""
 
 
+FULL = Policy().ceiling
+"""Share of allocatable CPU above which a node counts as overloaded, whatever a policy's ceiling."""
+
+
 class SeedOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """Challenger minus champion under one seed."""
 
@@ -40,8 +44,8 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
         champion, challenger: figures of each side, means over the seeds.
         seeds: each seed's own differences.
         reclaimed_core_hours, violation_rate, overload_rate: challenger minus champion; the rates
-            are None where the trace has no usage. Overload is measured for both at the champion's
-            ceiling, so that a policy cannot hide it by raising its own.
+            are None where the trace has no usage. Overload is measured for both at `FULL`, so that
+            a policy cannot hide it by raising its ceiling.
         champion_*, challenger_*: the rates with their intervals.
         cohorts: the differences by groups of pods and nodes.
         target: the violation probability that is accepted.
@@ -155,9 +159,7 @@ def judge(sides: Sides, target: float | None = None) -> Comparison:
     """
     champion, challenger = sides.champion[0], sides.challenger[0]
     target = target or challenger.policy.target
-    ours, theirs = (
-        cells_of(results, champion.policy.ceiling) for results in (sides.champion, sides.challenger)
-    )
+    ours, theirs = (cells_of(results, FULL) for results in (sides.champion, sides.challenger))
     rng = np.random.default_rng([challenger.options.seed, 3])
     weights = Weights.draw(rng, *ours.reclaimed.shape)
     reclaimed = weights.difference_of_sums(theirs.reclaimed, ours.reclaimed)
@@ -210,9 +212,9 @@ def decide_verdict(
     It must keep within the accepted violations: the interval of its rate reaches down to
     `TOLERATED` times the target, and where the rate itself is above the target it is not
     significantly higher than the champion's. The same limit holds for the node windows that it
-    fills above the champion's ceiling, where those are significantly more. Then it is promoted if it reclaims significantly more,
-    or not significantly less with significantly fewer violations, or if the champion violates
-    significantly more than is tolerated.
+    fills above `FULL`, where those are significantly more. Then it is promoted if it reclaims
+    significantly more, or not significantly less with significantly fewer violations, or if the
+    champion violates significantly more than is tolerated.
 
     Args:
         reclaimed: core-hours, challenger minus champion.
@@ -236,8 +238,8 @@ def decide_verdict(
         )
     if overload and more_overload and overload.low > limit and more_overload.low > 0:
         return "keep", (
-            f"The challenger fills {_rate(overload)} of the node windows above the ceiling, more "
-            f"than the tolerated {limit:.2%} and than the champion.",
+            f"The challenger fills {_rate(overload)} of the node windows above {FULL:.0%}.",
+            f"That is more than the tolerated {limit:.2%}, and significantly more than the champion.",
         )
     safe = f"The challenger's violations of {_rate(challenger)} keep to the target of {target:.2%}."
     gain = f"{reclaimed.value:+,.1f} core-hours ({reclaimed.low:+,.1f} to {reclaimed.high:+,.1f})"
