@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import sys
+from functools import cache
 
 import typer
 
 from models.errors import ArchimedesError
 
 
+@cache
 def assemble() -> typer.Typer:
-    """The whole command, put together from the packages' own."""
+    """The whole command, put together from the packages' own.
+
+    Once: `tune` needs the trainer and the shadow, so it is added to the trainer's command here.
+    """
     from archimedes.demo.cli import demo
+    from archimedes.tune.cli import tune
     from extender.cli import app as extender_app
     from extender.explain_cli import nodes, why
     from models.cli import app as models_app
     from shadow.cli import app as shadow_app
     from trainer.cli import app as trainer_app
 
+    trainer_app.command(
+        "tune", epilog="Example: archimedes trainer tune --trace traces/azure --jobs 2 --register"
+    )(tune)
     app = typer.Typer(
         name="archimedes",
         no_args_is_help=True,

@@ -75,6 +75,12 @@ Blur = Annotated[
 Evict = Annotated[
     bool, typer.Option("--evict", help="Evict offline pods from nodes above the ceiling.")
 ]
+Html = Annotated[
+    Path | None, typer.Option("--html", help="Write a page with the plots to this file.")
+]
+Log = Annotated[
+    bool, typer.Option("--log", help="Log figures, JSON and the page to MLflow as a run.")
+]
 
 
 @app.command(epilog="Example: archimedes shadow replay --trace traces/azure-v1 --model champion")
@@ -97,11 +103,15 @@ def replay(
         bool,
         typer.Option("--machines", help="Also count the machines that the same work needs."),
     ] = False,
+    html: Html = None,
+    log: Log = False,
     tracking_uri: TrackingUri = DEFAULT_TRACKING_URI,
     as_json: Json = False,
 ) -> None:
     """Decide a trace's pods again with the extender's own functions while its time passes."""
-    options = _options(hours, nodes, node_cpu, seed, offline_load, refresh_minutes, blur, evict)
+    options = replay_options(
+        hours, nodes, node_cpu, seed, offline_load, refresh_minutes, blur, evict
+    )
     from models.trace import read_trace
     from shadow import machines as counting
     from shadow import report
@@ -109,7 +119,7 @@ def replay(
     from shadow.replay import replay as run
 
     read = read_trace(trace)
-    chosen, own_policy = _model(model, tracking_uri), _policy(policy)
+    chosen, own_policy = _model(model, tracking_uri), read_policy(policy)
     with _progress("replay") as step:
         result = run(
             read,
@@ -128,6 +138,15 @@ def replay(
             )
         rows += report.machine_rows(count)
         shown |= {"machines": count.needed, "machines_saved": count.saved}
+    if html is not None:
+        from shadow.report_page import write_replay_page
+
+        write_replay_page(html, result, found, rows)
+    if log:
+        from models.registry import Registry
+        from shadow.logged import log_replay
+
+        shown["run_id"] = log_replay(Registry(tracking_uri), read, result, found, rows)
     if as_json:
         typer.echo(msgspec.json.encode(shown))
     else:
@@ -155,31 +174,50 @@ def compare(
     refresh_minutes: Refresh = 15,
     blur: Blur = 0.0,
     evict: Evict = False,
+    seeds: Annotated[
+        int, typer.Option("--seeds", min=1, help="Replay under so many seeds, from --seed on.")
+    ] = 1,
+    html: Html = None,
+    log: Log = False,
     tracking_uri: TrackingUri = DEFAULT_TRACKING_URI,
     as_json: Json = False,
 ) -> None:
     """Replay a trace under both models on the same pods and judge the challenger."""
-    options = _options(hours, nodes, node_cpu, seed, offline_load, refresh_minutes, blur, evict)
+    options = replay_options(
+        hours, nodes, node_cpu, seed, offline_load, refresh_minutes, blur, evict
+    )
     from models.trace import read_trace
     from shadow import report
-    from shadow.compare import Candidate
-    from shadow.compare import compare as run
+    from shadow.compare import Candidate, judge, replay_sides
 
-    sides = [
-        Candidate(_model(ref, tracking_uri), _policy(file))
+    read = read_trace(trace)
+    candidates = [
+        Candidate(_model(ref, tracking_uri), read_policy(file))
         for ref, file in ((champion, champion_policy), (challenger, challenger_policy))
     ]
     with _progress("compare") as step:
-        found = run(read_trace(trace), *sides, options=options, progress=step)
+        sides = replay_sides(read, *candidates, options=options, seeds=seeds, progress=step)
+    found = judge(sides)
+    shown = msgspec.to_builtins(found)
+    if html is not None:
+        from shadow.report_page import write_comparison_page
+
+        write_comparison_page(html, sides, found)
+    if log:
+        from models.registry import Registry
+        from shadow.logged import log_comparison
+
+        shown["run_id"] = log_comparison(Registry(tracking_uri), read, sides, found)
     if as_json:
-        typer.echo(msgspec.json.encode(found))
+        typer.echo(msgspec.json.encode(shown))
         return
     _print(report.comparison_table(found))
+    _print(report.cohort_table(found))
     for line in report.comparison_sentences(found):
         typer.echo(line)
 
 
-def _options(
+def replay_options(
     hours: float | None,
     nodes: int | None,
     node_cpu: float | None,
@@ -220,7 +258,7 @@ def _model(ref: str, tracking_uri: str) -> Model | None:
     return resolve_model(ref, tracking_uri)
 
 
-def _policy(file: Path | None) -> Policy | None:
+def read_policy(file: Path | None) -> Policy | None:
     """The policy in a file.
 
     Raises:

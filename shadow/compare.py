@@ -239,7 +239,7 @@ def decide_verdict(
     if overload and more_overload and overload.low > limit and more_overload.low > 0:
         return "keep", (
             f"The challenger fills {_rate(overload)} of the node windows above {FULL:.0%}.",
-            f"That is more than the tolerated {limit:.2%}, and significantly more than the champion.",
+            f"That is more than the tolerated {limit:.2%}, and significantly more.",
         )
     safe = f"The challenger's violations of {_rate(challenger)} keep to the target of {target:.2%}."
     gain = f"{reclaimed.value:+,.1f} core-hours ({reclaimed.low:+,.1f} to {reclaimed.high:+,.1f})"

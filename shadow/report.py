@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from rich.table import Table
 
 from shadow.bootstrap import Interval
+from shadow.cohorts import Cohort
 from shadow.compare import Comparison
 from shadow.figures import Figures
 from shadow.machines import Machines
 from shadow.utilisation import Utilisation
 
 NONE = "-"
+
+COHORT_HEAD = (
+    "group",
+    "pods",
+    "champion, core-hours",
+    "core-hours more",
+    "minutes longer to the first start",
+    "forecasts exceeded more",
+)
+"""Columns of `cohort_rows`; differences are challenger minus champion with 90 % intervals."""
 
 
 def figure_rows(figures: Figures) -> list[tuple[str, str]]:
@@ -23,6 +34,7 @@ def figure_rows(figures: Figures) -> list[tuple[str, str]]:
         ("nodes, hours", f"{f.nodes}, {f.hours:g}"),
         ("CPU allocatable", _core_hours(f.allocatable_core_hours)),
         ("CPU requested by online pods", _core_hours(f.requested_core_hours)),
+        ("CPU allocated: requests and promises", _core_hours(f.allocated_core_hours)),
         ("CPU used by online pods", _core_hours(f.used_core_hours)),
         (
             "CPU reclaimed",
@@ -46,11 +58,16 @@ def figure_rows(figures: Figures) -> list[tuple[str, str]]:
         ("pods that had to wait", waits or NONE),
         ("evictions, preemptions", f"{f.evictions}, {f.preemptions}"),
         (
-            "queueing time, mean, p50, p95",
-            ", ".join(_minutes(s) for s in (f.wait_mean_s, f.wait_p50_s, f.wait_p95_s)),
+            "queueing time, mean, p50, p95, p99",
+            ", ".join(
+                _minutes(s) for s in (f.wait_mean_s, f.wait_p50_s, f.wait_p95_s, f.wait_p99_s)
+            ),
         ),
+        ("left to promise, but in fragments", _percent(f.fragmentation)),
         ("utilisation without offline pods", _utilisation(f.utilisation_before)),
+        ("  nodes at 0-10, 10-20, ... 90-100 %", _tenths(f.utilisation_before)),
         ("utilisation with offline pods", _utilisation(f.utilisation_after)),
+        ("  nodes at 0-10, 10-20, ... 90-100 %", _tenths(f.utilisation_after)),
         ("decisions", str(f.decisions)),
         (
             "decision latency, p50, p99",
@@ -82,9 +99,37 @@ def comparison_table(comparison: Comparison) -> Table:
     sides = comparison.champion, comparison.challenger
     table = Table("figure", *(f"{side.model_version}" for side in sides), title_justify="left")
     table.title = f"{sides[0].trace}: champion and challenger"
-    rows = [figure_rows(side) for side in sides]
-    for ours, theirs in zip(*rows, strict=True):
-        table.add_row(ours[0], ours[1], theirs[1])
+    for row in comparison_rows(comparison):
+        table.add_row(*row)
+    return table
+
+
+def comparison_rows(comparison: Comparison) -> list[tuple[str, str, str]]:
+    """Names and both sides' values."""
+    sides = [figure_rows(side) for side in (comparison.champion, comparison.challenger)]
+    return [(ours[0], ours[1], theirs[1]) for ours, theirs in zip(*sides, strict=True)]
+
+
+def cohort_rows(cohorts: Sequence[Cohort]) -> list[tuple[str, ...]]:
+    """A line for each group of pods or nodes, under `COHORT_HEAD`."""
+    return [
+        (
+            f"{c.by}: {c.cohort}",
+            str(c.pods) if c.wait_mean_s is not None else NONE,
+            f"{c.champion_core_hours:,.1f}",
+            _interval(c.core_hours, "{:+,.1f}".format),
+            NONE if c.wait_mean_s is None else _interval(c.wait_mean_s, _signed_minutes),
+            NONE if c.violation_rate is None else _interval(c.violation_rate, "{:+.2%}".format),
+        )
+        for c in cohorts
+    ]
+
+
+def cohort_table(comparison: Comparison) -> Table:
+    """The differences by groups of pods and nodes."""
+    table = Table(*COHORT_HEAD, title="challenger minus champion", title_justify="left")
+    for row in cohort_rows(comparison.cohorts):
+        table.add_row(*row)
     return table
 
 
@@ -94,8 +139,11 @@ def comparison_sentences(comparison: Comparison) -> list[str]:
     lines = [f"reclaimed: {_interval(c.reclaimed_core_hours, '{:+,.1f}'.format)} core-hours"]
     if c.violation_rate is not None:
         lines.append(f"violations: {_interval(c.violation_rate, '{:+.2%}'.format)}")
+    if c.overload_rate is not None:
+        lines.append(f"node windows overloaded: {_interval(c.overload_rate, '{:+.2%}'.format)}")
     lines.append(
-        f"(90 % paired bootstrap over nodes and {c.blocks} blocks of {c.block_hours:g} hours)"
+        f"(90 % paired bootstrap over nodes, {c.blocks} blocks of {c.block_hours:g} hours and "
+        f"{len(c.seeds)} seed(s))"
     )
     return [*lines, f"verdict: {c.verdict}", *(f"  {reason}" for reason in c.reasons)]
 
@@ -116,6 +164,10 @@ def _minutes(seconds: float | None) -> str:
     return NONE if seconds is None else f"{seconds / 60:,.1f} min"
 
 
+def _signed_minutes(seconds: float) -> str:
+    return f"{seconds / 60:+,.1f}"
+
+
 def _milliseconds(value: float | None) -> str:
     return NONE if value is None else f"{value:.3f} ms"
 
@@ -127,3 +179,7 @@ def _utilisation(value: Utilisation | None) -> str:
         f"mean {value.mean:.1%}, deviation {value.deviation:.1%}, p95 {value.p95:.1%}, "
         f"at 20-40 %: {value.share_20_40:.0%}"
     )
+
+
+def _tenths(value: Utilisation | None) -> str:
+    return NONE if value is None else " ".join(f"{share:.0%}" for share in value.tenths)

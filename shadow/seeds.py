@@ -26,7 +26,7 @@ def _mean(values: Sequence[Any]) -> Any:  # noqa: ANN401  # any part of a decode
     if not known or isinstance(known[0], str):
         return known[0] if known else None
     if isinstance(known[0], dict):
-        names = sorted({name for value in known for name in value}, key=str)
+        names = dict.fromkeys(name for value in known for name in value)
         return {name: _mean([value.get(name, 0) for value in known]) for name in names}
     if isinstance(known[0], list | tuple):
         return [_mean(item) for item in zip(*known, strict=True)]

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import msgspec
 import typer
 
-if TYPE_CHECKING:
-    from archimedes.demo.run import Step
+from archimedes.progress import progress_bar
 
 
 def demo(
@@ -52,7 +48,7 @@ def demo(
     read = read_trace(trace) if trace is not None else generated(nodes, hours, seed)
     world = build_world(read, hours, nodes if trace is not None else None, seed)
     folder = out / datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
-    with _progress() as step:
+    with progress_bar() as step:
         outcome = run(world, folder, step)
     summary, found = summarise(outcome)
     lines = rows(outcome, summary, found)
@@ -66,16 +62,3 @@ def demo(
     typer.echo(f"Page with the plots: {page.resolve()}")
     typer.echo(f"Versions: archimedes models list --tracking-uri {outcome.tracking_uri}")
     typer.echo(f"MLflow's pages: mlflow ui --backend-store-uri {outcome.tracking_uri}")
-
-
-@contextmanager
-def _progress() -> Iterator[Step]:
-    """A progress bar on a terminal; nothing elsewhere."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(
-        console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()
-    ) as bar:
-        task = bar.add_task("starting", total=1.0)
-        yield lambda name, done: bar.update(task, description=name, completed=done)

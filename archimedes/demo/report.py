@@ -1,18 +1,17 @@
-"""What the demo prints: a table for people, one object for programs, and the page's series."""
+"""What the demo prints: a table for people, one object for programs, and a page."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import msgspec
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from archimedes.demo.page import Series, write_page
 from archimedes.demo.run import Outcome
 from shadow.figures import Figures, figures
-from shadow.result import ReplayResult
+from shadow.page import Section, write_page
+from shadow.plots import cpu_plot, nodes_plot
 from shadow.series import node_series
 
 
@@ -126,30 +125,11 @@ def print_table(console: Console, title: str, lines: list[tuple[str, str]]) -> N
 
 def write_report(path: Path, title: str, lines: list[tuple[str, str]], outcome: Outcome) -> None:
     """Write the page."""
-    write_page(path, title, lines, series_of(outcome.result, outcome.swapped))
-
-
-def series_of(result: ReplayResult, swapped: int) -> Series:
-    """What the page draws, from the recording."""
-    nodes = node_series(result)
-    used = nodes.used if nodes.used is not None else np.zeros_like(nodes.requested)
-    steps = nodes.requested.shape[1]
-    time = nodes.start + np.arange(steps, dtype=np.int64) * nodes.step
-    forecast = np.full(steps, np.nan)
-    if result.forecasts is not None:
-        at = np.searchsorted(result.forecasts.time, time, side="right") - 1
-        forecast = np.nansum(result.forecasts.forecast[:, :, 0], axis=1).astype(np.float64)[at]
-    allocatable = (result.fleet.millicpu / 1000)[:, None]
-    return Series(
-        time,
-        nodes.requested.sum(axis=0),
-        used.sum(axis=0),
-        forecast,
-        nodes.run.sum(axis=0),
-        (used / allocatable).T,
-        ((used + nodes.run) / allocatable).T,
-        swapped,
-    )
+    result = outcome.result
+    series = node_series(result)
+    cpu = Section("CPU of the cluster", cpu_plot(result, series, outcome.swapped))
+    nodes = Section("Utilisation of the nodes", nodes_plot(result, series))
+    write_page(path, title, [cpu, nodes, Section("Figures", rows=lines)])
 
 
 def _core_hours(value: float) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import uvloop
 from archimedes.demo.drive import Drive, SimulatedClock, cluster_of, usage_of
 from archimedes.demo.scheduler import Scheduler
 from archimedes.demo.world import World
+from archimedes.progress import Step
 from extender.app import Parts, Server, listening
 from extender.champion import ChampionSource
 from extender.settings import ModelSettings, PrometheusSettings, Settings
@@ -41,9 +41,6 @@ the same past. The challenger has to beat it."""
 
 COUNTING_REFRESH = 3600
 """Seconds between forecasts while machines are counted: a dozen replays, all with the same."""
-
-Step = Callable[[str, float], None]
-"""Called with the name of what is being done and the share of all that is done."""
 
 
 @dataclass(frozen=True, slots=True)

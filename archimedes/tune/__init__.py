@@ -1,0 +1,1 @@
+"""The policy search: puts the trainer's search and the shadow's replays together."""

@@ -1,0 +1,162 @@
+"""`archimedes trainer tune`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import typer
+
+from archimedes.progress import progress_bar
+from models.cli import Json, TrackingUri
+from models.errors import SettingsError
+from models.store import DEFAULT_TRACKING_URI
+from shadow.cli import (
+    DEFAULT_MODEL,
+    Blur,
+    Evict,
+    NodeCpu,
+    Nodes,
+    OfflineLoad,
+    Refresh,
+    read_policy,
+    replay_options,
+)
+
+if TYPE_CHECKING:
+    from archimedes.tune.run import Outcome
+
+
+def tune(
+    trace: Annotated[Path, typer.Option("--trace", help="Folder of the trace.")],
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model", help="A model's folder, a registered version or alias, or a predictor."
+        ),
+    ] = DEFAULT_MODEL,
+    policy: Annotated[
+        Path | None,
+        typer.Option("--policy", help="Begin with this policy file, not with the model's own."),
+    ] = None,
+    trials: Annotated[
+        int, typer.Option("--trials", min=1, help="Policies to measure, the given one included.")
+    ] = 60,
+    jobs: Annotated[
+        int, typer.Option("--jobs", min=1, help="Policies to measure at a time, a process each.")
+    ] = 1,
+    study: Annotated[
+        Path | None,
+        typer.Option("--study", help="SQLite file that keeps the search: killed, it goes on."),
+    ] = None,
+    violation_budget: Annotated[
+        float,
+        typer.Option(
+            "--violation-budget", min=0, max=1, help="Share of forecasts that may be exceeded."
+        ),
+    ] = 0.01,
+    overload_budget: Annotated[
+        float,
+        typer.Option(
+            "--overload-budget",
+            min=0,
+            max=1,
+            help="Share of node windows with promises that may be filled above 95 %.",
+        ),
+    ] = 0.01,
+    search_days: Annotated[
+        float | None,
+        typer.Option("--search-days", help="Days to search on. Default: half, at most 7."),
+    ] = None,
+    judge_days: Annotated[
+        float | None,
+        typer.Option("--judge-days", help="Later days to judge on. Default: half, at most 7."),
+    ] = None,
+    field: Annotated[
+        list[str] | None,
+        typer.Option("--field", help="Search this field of the policy only; repeatable."),
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option("--seeds", min=1, help="Streams of offline pods to replay each with.")
+    ] = 1,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, help="Of the proposals and the first of the streams.")
+    ] = 0,
+    nodes: Nodes = None,
+    node_cpu: NodeCpu = None,
+    offline_load: OfflineLoad = 0.75,
+    refresh_minutes: Refresh = 30,
+    blur: Blur = 0.0,
+    evict: Evict = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write the found policy to this file (YAML).")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Write a page with the plots to this file.")
+    ] = None,
+    register: Annotated[
+        bool,
+        typer.Option("--register", help="Register the model with the found policy as challenger."),
+    ] = False,
+    tracking_uri: TrackingUri = DEFAULT_TRACKING_URI,
+    as_json: Json = False,
+) -> None:
+    """Search the policy that reclaims most at a violation budget, judged on later days."""
+    options = replay_options(
+        None, nodes, node_cpu, seed, offline_load, refresh_minutes, blur, evict
+    )
+    from archimedes.tune import report
+    from archimedes.tune import run as tuning
+    from models.refs import resolve_model
+    from models.registry import Registry
+    from models.trace import read_trace
+    from trainer.search_space import search_space
+    from trainer.tune import Budget
+
+    source, chosen = read_trace(trace), resolve_model(model, tracking_uri)
+    base = read_policy(policy) or chosen.policy
+    searched, judged = tuning.split_days(source, search_days, judge_days)
+    registry = Registry(tracking_uri)
+    if register:
+        registry.prepare()
+    task = tuning.Task(
+        trace=source,
+        model=chosen,
+        base=base,
+        space=search_space(base, field or ()),
+        budget=Budget(violation_rate=violation_budget, overload_rate=overload_budget),
+        trials=trials,
+        seeds=seeds,
+        jobs=jobs,
+        options=options,
+        searched=searched,
+        judged=judged,
+        study=study,
+    )
+    with progress_bar() as step:
+        outcome = tuning.tune(task, step)
+    tuned = outcome.tuned
+    with TemporaryDirectory(prefix="archimedes-") as scratch:
+        page = html or Path(scratch) / "tune.html"
+        if html is not None or register:
+            report.write_report(page, outcome)
+        if register and tuned.best is not None:
+            version = tuning.register(task, outcome, page, registry)
+            tuned = msgspec.structs.replace(tuned, registered=version)
+    if out is not None:
+        _write_policy(out, outcome)
+    if as_json:
+        typer.echo(msgspec.json.encode(tuned))
+    else:
+        report.print_tuned(tuned)
+
+
+def _write_policy(file: Path, outcome: Outcome) -> None:
+    """Write the found policy, or what was given where nothing better keeps to the budget."""
+    best = outcome.tuned.best or outcome.tuned.base
+    try:
+        file.write_bytes(msgspec.yaml.encode(best.policy))
+    except OSError as e:
+        raise SettingsError(f"--out: {file} cannot be written: {e.strerror}") from e
