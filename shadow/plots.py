@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+from matplotlib.dates import ConciseDateFormatter
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator
 
 from models.arrays import Floats, Ints
 from models.policy import HORIZONS
@@ -18,6 +19,10 @@ from shadow.utilisation import Balance
 BLUE, GREEN, GREY, RED, AMBER = "#2563eb", "#16a34a", "#94a3b8", "#dc2626", "#d97706"
 WIDTH = 10.0
 """Inches; the page scales it to its own width."""
+
+HOUR = 3600
+STEPS = (300, 900, *(HOUR * h for h in (1, 2, 3, 6, 12, 24, 48, 96, 168, 336, 672)))
+"""Seconds between the ticks of a time axis, the first that leaves few enough of them."""
 
 
 def cpu_plot(result: ReplayResult, series: NodeSeries, swapped: int = 0) -> Figure:
@@ -130,14 +135,17 @@ def safety_plot(result: ReplayResult, figures: Figures) -> Figure:
 
 
 def over_time(axes: Axes, ticks: int = 6) -> None:
-    """Label an axis of `dates`, with so many ticks at most."""
+    """Label an axis of `dates` at whole hours or days, so many times at most."""
+    axes.margins(x=0)
     axes.xaxis_date()
-    locator = AutoDateLocator(minticks=2, maxticks=ticks)
+    low, high = (86_400 * end for end in axes.get_xlim())
+    step = next((s for s in STEPS if (high - low) / s <= ticks), STEPS[-1])
+    at = np.arange(-(-low // step) * step, high + 1, step) / 86_400
+    locator = FixedLocator(at.tolist())
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
     axes.tick_params(axis="x", labelsize=8)
     axes.set_xlabel("time, UTC")
-    axes.margins(x=0)
     axes.grid(alpha=0.2)
 
 

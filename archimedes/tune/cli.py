@@ -52,20 +52,25 @@ def tune(
         typer.Option("--study", help="SQLite file that keeps the search: killed, it goes on."),
     ] = None,
     violation_budget: Annotated[
-        float,
+        float | None,
         typer.Option(
-            "--violation-budget", min=0, max=1, help="Share of forecasts that may be exceeded."
+            "--violation-budget",
+            min=0,
+            max=1,
+            help="Share of forecasts that may be exceeded. Default: the policy's target, or what "
+            "the given policy causes where that is more.",
         ),
-    ] = 0.01,
+    ] = None,
     overload_budget: Annotated[
-        float,
+        float | None,
         typer.Option(
             "--overload-budget",
             min=0,
             max=1,
-            help="Share of node windows with promises that may be filled above 95 %.",
+            help="Share of node windows with promises that may be filled above 95 %. Default: as "
+            "for violations.",
         ),
-    ] = 0.01,
+    ] = None,
     search_days: Annotated[
         float | None,
         typer.Option("--search-days", help="Days to search on. Default: half, at most 7."),
@@ -113,7 +118,6 @@ def tune(
     from models.registry import Registry
     from models.trace import read_trace
     from trainer.search_space import search_space
-    from trainer.tune import Budget
 
     source, chosen = read_trace(trace), resolve_model(model, tracking_uri)
     base = read_policy(policy) or chosen.policy
@@ -126,7 +130,8 @@ def tune(
         model=chosen,
         base=base,
         space=search_space(base, field or ()),
-        budget=Budget(violation_rate=violation_budget, overload_rate=overload_budget),
+        violation_budget=violation_budget,
+        overload_budget=overload_budget,
         trials=trials,
         seeds=seeds,
         jobs=jobs,

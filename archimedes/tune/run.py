@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 import msgspec
 
 from archimedes.progress import Step
-from archimedes.tune.arena import build_arena, workers
+from archimedes.tune.arena import Arena, build_arena, workers
 from models.artifact import save_model
 from models.errors import TraceError
 from models.grid import WINDOW
@@ -84,15 +84,18 @@ class Tuned(msgspec.Struct, frozen=True, kw_only=True):
 class Task:
     """What to tune on what.
 
-    space, budget, trials, seed: see `trainer.tune.Search`. seeds: streams of offline pods, in the
-    search and in judging. options: of every replay but for start and hours.
+    space, trials: see `trainer.tune.Search`. violation_budget, overload_budget: None for what the
+    policy's target accepts, or what the given policy causes on the training days where that is
+    more. seeds: streams of offline pods, in the search and in judging. options: of every replay but
+    for start and hours.
     """
 
     trace: Trace
     model: Model
     base: Policy
     space: tuple[Dimension, ...]
-    budget: Budget
+    violation_budget: float | None
+    overload_budget: float | None
     trials: int
     seeds: int
     jobs: int
@@ -151,10 +154,11 @@ def tune(task: Task, step: Step) -> Outcome:
     known = known_at(task.trace, task.searched.stop)
     options = _on(task.options, task.searched)
     arena = build_arena(known, task.model, options, task.seeds)
+    budget = _budget(task, arena)
     search = Search(
         base=task.base,
         space=task.space,
-        budget=task.budget,
+        budget=budget,
         trials=task.trials,
         seed=task.options.seed,
         of={
@@ -184,14 +188,14 @@ def tune(task: Task, step: Step) -> Outcome:
             seeds=task.seeds,
             progress=lambda done: step("judging on later days", done),
         )
-        comparison = judge(sides, target=task.budget.violation_rate)
+        comparison = judge(sides, target=budget.violation_rate)
     tuned = Tuned(
         trace=task.trace.name,
         model_version=task.model.version,
         searched=task.searched,
         judged=task.judged,
         model_saw_judged_days=_has_seen(task),
-        budget=task.budget,
+        budget=budget,
         trials=len(found.attempts),
         seeds=task.seeds,
         base=found.base,
@@ -249,6 +253,18 @@ def register(task: Task, outcome: Outcome, report: Path, registry: Registry) -> 
             figures=extras,
             run_name="tune",
         )
+
+
+def _budget(task: Task, arena: Arena) -> Budget:
+    """What the winner must keep to; see `Task`."""
+    given = task.violation_budget, task.overload_budget
+    if given[0] is not None and given[1] is not None:
+        return Budget(violation_rate=given[0], overload_rate=given[1])
+    base = arena.measure(task.base)
+    caused = base.violation_rate, base.overload_rate
+    least = [max(task.base.target, rate or 0.0) for rate in caused]
+    chosen = [own if own is not None else rate for own, rate in zip(given, least, strict=True)]
+    return Budget(violation_rate=chosen[0], overload_rate=chosen[1])
 
 
 def _metrics(tuned: Tuned) -> dict[str, float]:
