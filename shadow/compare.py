@@ -25,8 +25,9 @@ TOLERATED = 1.5
 """Times the target that a violation rate may reach, as in the evaluation: 1.5 % for 1 %."""
 
 
-FULL = Policy().ceiling
-"""Share of allocatable CPU above which a node counts as overloaded, whatever a policy's ceiling."""
+FULL = 1.0
+"""Share of allocatable CPU above which a node counts as overloaded, whatever a policy's ceiling:
+online pods needed what was promised."""
 
 
 class SeedOutcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -238,7 +239,7 @@ def decide_verdict(
         )
     if overload and more_overload and overload.low > limit and more_overload.low > 0:
         return "keep", (
-            f"The challenger fills {_rate(overload)} of the node windows above {FULL:.0%}.",
+            f"The challenger fills {_rate(overload)} of the node windows beyond their CPU.",
             f"That is more than the tolerated {limit:.2%}, and significantly more.",
         )
     safe = f"The challenger's violations of {_rate(challenger)} keep to the target of {target:.2%}."

@@ -12,8 +12,9 @@ from msgspec.inspect import FloatType, IntType, StructType, type_info
 from models.errors import SettingsError
 from models.policy import Policy
 
-NARROWER: dict[str, tuple[float, float]] = {"ceiling": (0.7, 1.0)}
-"""Where a field allows more than anyone would serve with: below 70 % a node gives nothing back."""
+NARROWER: dict[str, tuple[float, float]] = {"ceiling": (0.7, 0.98)}
+"""Where a field allows more than a trace can speak for: below 70 % a node gives nothing back, and 2 %
+stay free for bursts shorter than the trace's windows, which no replay can see."""
 
 LEFT_ALONE = ("max_usage_age", "system_reserve")
 """About what no trace holds: monitoring gaps, and daemons that nothing measures. A search would

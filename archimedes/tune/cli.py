@@ -67,8 +67,8 @@ def tune(
             "--overload-budget",
             min=0,
             max=1,
-            help="Share of node windows with promises that may be filled above 95 %. Default: as "
-            "for violations.",
+            help="Share of node windows with promises in which CPU may run out. Default: as for "
+            "violations.",
         ),
     ] = None,
     search_days: Annotated[
@@ -147,7 +147,7 @@ def tune(
         page = html or Path(scratch) / "tune.html"
         if html is not None or register:
             report.write_report(page, outcome)
-        if register and tuned.best is not None:
+        if register and tuned.best is not None and tuned.best.policy != chosen.policy:
             version = tuning.register(task, outcome, page, registry)
             tuned = msgspec.structs.replace(tuned, registered=version)
     if out is not None:

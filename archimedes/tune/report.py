@@ -84,7 +84,10 @@ def sentences(tuned: Tuned) -> list[str]:
     if t.best is None:
         return [*lines, "No policy keeps to the budget: give more trials, or a larger budget."]
     if t.comparison is None:
-        return [*lines, "The given policy is the best that was found: nothing to judge."]
+        return [
+            *lines,
+            "The given policy is the best that was found: nothing to judge or to register.",
+        ]
     gain, given = t.comparison.reclaimed_core_hours, t.comparison.champion.reclaimed_core_hours
     share = gain.value / given if given else float("nan")
     verb = "wins" if t.wins else "does not win"
