@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -168,3 +169,80 @@ def test_what_is_not_there_is_named(trace: str, tmp_path: Path) -> None:
     said = problem("replay", "--trace", trace, "--model", "champion", "--tracking-uri", database)
     assert "none.db" in said
     assert not (tmp_path / "none.db").exists()
+
+
+# Pages and MLflow runs
+
+
+def elements(page: Path, tag: str) -> int:
+    """How many elements of a kind an HTML file has that is whole and fetches nothing."""
+    text = page.read_text()
+    assert text.startswith("<!doctype html>")
+    assert text.rstrip().endswith("</html>")
+    assert not re.findall(r"(?:src|href)=\"(?!#)", text)
+    return text.count(f"<{tag}")
+
+
+def test_replay_writes_a_page(trace: str, tmp_path: Path) -> None:
+    page = tmp_path / "new" / "replay.html"
+    run("replay", "--trace", trace, "--hours", "6", "--html", str(page))
+    assert elements(page, "svg") == 4
+    text = page.read_text()
+    for shown in ("CPU of the cluster", "Balance between the nodes", "queueing time", "tidal"):
+        assert shown in text
+
+
+def test_a_trace_without_usage_has_a_page(tmp_path: Path) -> None:
+    rows = [
+        ("web<b>", "online", 2.0, None, 0, 7200, None),
+        ("job", "offline", 0.5, None, 60, 3660, None),
+    ]
+    write_trace(Trace("bare", None, pods_table(rows), None), tmp_path / "bare & <b>")
+    page = tmp_path / "replay.html"
+    run("replay", "--trace", str(tmp_path / "bare & <b>"), "--html", str(page))
+    assert elements(page, "svg") == 2  # no utilisation and no balance without usage
+    assert "<b>" not in page.read_text()
+
+
+def test_compare_writes_a_page_with_the_verdict_and_the_groups(trace: str, tmp_path: Path) -> None:
+    page = tmp_path / "compare.html"
+    sides = ("--champion", "requests", "--challenger", "trailing-max-7d", "--seeds", "2")
+    arguments = ("compare", "--trace", trace, *sides, "--hours", "12", "--html", str(page))
+    found = json.loads(run(*arguments, "--json"))
+    assert [s["seed"] for s in found["seeds"]] == [0, 1]
+    assert elements(page, "svg") == 3
+    text = page.read_text()
+    assert f"verdict: {found['verdict']}" in text
+    for cohort in found["cohorts"]:
+        assert f"{cohort['by']}: {cohort['cohort']}" in text
+
+
+def test_a_page_that_cannot_be_written_is_named(trace: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    page = str(tmp_path / "file" / "replay.html")
+    assert page in problem("replay", "--trace", trace, "--hours", "1", "--html", page)
+
+
+def test_replay_and_compare_are_logged_as_runs(trace: str, tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    more = ("--hours", "6", "--log", "--tracking-uri", uri, "--json")
+    replayed = json.loads(run("replay", "--trace", trace, *more))
+    sides = ("--champion", "requests", "--challenger", "trailing-max-7d")
+    compared = json.loads(run("compare", "--trace", trace, *sides, *more))
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri)
+    logged = client.get_run(replayed["run_id"])
+    assert logged.data.params["model"] == "koordinator"
+    assert logged.data.params["target"] == "0.01"
+    metrics = logged.data.metrics
+    assert metrics["reclaimed_core_hours"] == pytest.approx(replayed["reclaimed_core_hours"])
+    assert metrics["utilisation_after.mean"] == pytest.approx(replayed["utilisation_after"]["mean"])
+    files = {item.path for item in client.list_artifacts(replayed["run_id"])}
+    assert files == {"replay.json", "replay.html"}
+    judged = client.get_run(compared["run_id"])
+    assert judged.data.params["verdict"] == compared["verdict"]
+    gain = compared["reclaimed_core_hours"]["low"]
+    assert judged.data.metrics["reclaimed_core_hours.low"] == pytest.approx(gain)
+    files = {item.path for item in client.list_artifacts(compared["run_id"])}
+    assert files == {"comparison.json", "comparison.html"}

@@ -10,10 +10,22 @@ import pytest
 
 from models.policy import Policy
 from shadow.bootstrap import Interval, Weights
-from shadow.compare import Candidate, Comparison, Sides, compare, decide_verdict, judge
+from shadow.cohorts import Cohort
+from shadow.compare import (
+    Candidate,
+    Comparison,
+    Sides,
+    compare,
+    decide_verdict,
+    judge,
+    replay_sides,
+)
+from shadow.figures import figures
 from shadow.options import ReplayOptions
 from shadow.replay import replay
-from tests.shadow_traces import constant, recent, tidal_trace
+from shadow.seeds import mean_of
+from shadow.utilisation import Utilisation
+from tests.shadow_traces import constant, nodes_table, recent, tidal_trace
 
 TARGET = 0.01
 OK = Interval(0.008, 0.004, 0.012)
@@ -171,3 +183,117 @@ def test_sides_of_different_models_keep_their_names() -> None:
     champion = Candidate(replace(constant(0.5), version="3"))
     found = compare(tidal_trace(), champion, Candidate(None), options=ReplayOptions(hours=3))
     assert (found.champion.model_version, found.challenger.model_version) == ("3", "requests")
+
+
+def test_a_challenger_that_runs_nodes_out_of_cpu_is_kept_out() -> None:
+    over, more = Interval(0.03, 0.02, 0.04), Interval(0.03, 0.01, 0.04)
+    found, reasons = decide_verdict(MORE, OK, OK, NONE, TARGET, over, more)
+    assert found == "keep"
+    assert "3.00% (2.00% to 4.00%) of the node windows" in " ".join(reasons)
+    as_much = Interval(0.001, -0.01, 0.01)
+    assert decide_verdict(MORE, OK, OK, NONE, TARGET, over, as_much)[0] == "promote"
+
+
+# Several seeds, and groups of pods and nodes
+
+
+@pytest.fixture(scope="module")
+def sides() -> Sides:
+    return replay_sides(
+        tidal_trace(jobs=0),
+        Candidate(constant(0.6), Policy(ceiling=0.7)),
+        Candidate(constant(0.6)),
+        options=ReplayOptions(refresh=3600, hours=12, seed=4),
+        seeds=3,
+    )
+
+
+def test_figures_are_means_over_the_seeds(sides: Sides) -> None:
+    found = judge(sides)
+    each = [figures(result) for result in sides.challenger]
+    reclaimed = [f.reclaimed_core_hours for f in each]
+    assert len(set(reclaimed)) == 3  # three streams of jobs
+    assert found.challenger.reclaimed_core_hours == pytest.approx(np.mean(reclaimed))
+    assert found.challenger.offline_pods == round(np.mean([f.offline_pods for f in each]))
+    assert found.challenger.violation_rate_by_horizon.keys() == {"1", "3", "6", "12", "24"}
+    assert [s.seed for s in found.seeds] == [4, 5, 6]
+    differences = [s.reclaimed_core_hours for s in found.seeds]
+    assert found.reclaimed_core_hours.value == pytest.approx(np.mean(differences))
+    assert found.challenger.trace == "tidal"
+
+
+def test_both_sides_meet_the_same_pods_under_each_seed(sides: Sides) -> None:
+    for ours, theirs in zip(sides.champion, sides.challenger, strict=True):
+        assert ours.pods is theirs.pods
+        assert ours.options == theirs.options
+    assert sides.champion[0].pods.names != sides.champion[1].pods.names or (
+        sides.champion[0].pods.millicpu.tolist() != sides.champion[1].pods.millicpu.tolist()
+    )
+
+
+def test_cohorts_add_up_to_the_whole(sides: Sides) -> None:
+    found = judge(sides)
+    by: dict[str, list[Cohort]] = {}
+    for cohort in found.cohorts:
+        by.setdefault(cohort.by, []).append(cohort)
+    assert set(by) == {"tier", "pod size", "horizon"}  # all nodes are of one size
+    (offline,) = [c for c in by["tier"] if c.cohort == "offline"]
+    assert offline.core_hours == found.reclaimed_core_hours
+    assert offline.pods == found.champion.offline_pods
+    for name in ("pod size", "horizon"):
+        total = sum(c.core_hours.value for c in by[name])
+        assert total == pytest.approx(found.reclaimed_core_hours.value)
+        champion = sum(c.champion_core_hours for c in by[name])
+        assert champion == pytest.approx(found.champion.reclaimed_core_hours)
+    waits = offline.wait_mean_s
+    assert waits is not None
+    # Weighed by pods: each seed has its own number of them.
+    ours = np.concatenate([r.waited[r.pods.offline] for r in sides.champion])
+    theirs = np.concatenate([r.waited[r.pods.offline] for r in sides.challenger])
+    assert waits.value == pytest.approx((theirs - ours).mean())
+    (online,) = [c for c in by["tier"] if c.cohort == "online"]
+    assert online.core_hours == NONE
+    assert online.pods == 12
+
+
+def test_horizons_have_their_own_violation_rates() -> None:
+    found = compare(
+        tidal_trace(jobs=200),
+        Candidate(constant(0.8)),
+        Candidate(recent()),
+        options=ReplayOptions(refresh=3600),
+    )
+    for cohort in found.cohorts:
+        if cohort.by != "horizon":
+            assert cohort.violation_rate is None
+            continue
+        hours = cohort.cohort.removesuffix(" h")
+        rates = [
+            side.violation_rate_by_horizon[hours] for side in (found.challenger, found.champion)
+        ]
+        assert cohort.violation_rate is not None
+        assert None not in rates
+        assert cohort.violation_rate.value == pytest.approx((rates[0] or 0) - (rates[1] or 0))
+
+
+def test_nodes_of_different_sizes_are_told_apart() -> None:
+    trace = tidal_trace(jobs=300)
+    sizes = {"node-0": (8.0, 32.0), "node-1": (8.0, 32.0), "node-2": (16.0, 32.0)}
+    mixed = replace(trace, nodes=nodes_table({**sizes, "node-3": (32.0, 64.0)}))
+    found = compare(
+        mixed, Candidate(None), Candidate(recent()), options=ReplayOptions(refresh=3600, hours=12)
+    )
+    nodes = [c for c in found.cohorts if c.by == "node size"]
+    assert [c.cohort for c in nodes] == ["8 cores", "16 cores", "32 cores"]
+    total = sum(c.core_hours.value for c in nodes)
+    assert total == pytest.approx(found.reclaimed_core_hours.value)
+    assert all(c.wait_mean_s is None and c.pods == 0 for c in nodes)
+
+
+def test_means_over_seeds_by_hand() -> None:
+    first = Utilisation(mean=0.2, deviation=0.1, p95=0.4, share_20_40=0.5, tenths=(1.0,) * 10)
+    second = Utilisation(mean=0.4, deviation=0.1, p95=0.6, share_20_40=0.0, tenths=(0.0,) * 10)
+    found = mean_of([first, second])
+    assert found.mean == pytest.approx(0.3)
+    assert found.tenths == (0.5,) * 10
+    assert mean_of([first]) is first

@@ -167,6 +167,83 @@ def test_utilisation_by_hand() -> None:
     assert after.p95 == pytest.approx(0.5)
 
 
+def test_the_distribution_and_the_balance_by_hand() -> None:
+    of = pods([1000, 4000], [False, True])
+    # 30 % and 10 % of ten cores by online pods; the second node's offline pod adds 40 %.
+    result = recording(
+        [(1, 1, 0, 3600)], of, [[3] * 24, [1] * 24], windows=24
+    )  # two hours, the offline pod in the first
+    found = figures(result)
+    before, after = found.utilisation_before, found.utilisation_after
+    assert before is not None
+    assert after is not None
+    assert before.tenths == (0, 0.5, 0, 0.5, 0, 0, 0, 0, 0, 0)
+    assert after.tenths == (0, 0.25, 0, 0.5, 0, 0.25, 0, 0, 0, 0)
+    hours = found.balance_after
+    assert hours is not None
+    assert hours.time == (START, START + 3600)
+    assert hours.mean == pytest.approx((0.4, 0.2))
+    assert hours.deviation == pytest.approx((0.1, 0.1))
+    assert hours.p95 == pytest.approx((0.49, 0.29))
+    assert hours.share_20_40 == (0.5, 0.5)
+    # Requests of a core on no node, and a promise of four cores for an hour.
+    assert found.allocated_core_hours == pytest.approx(4.0)
+
+
+def test_a_last_hour_that_is_not_full_is_no_emptier() -> None:
+    found = figures(recording([], pods([1000], [False]), [[3] * 13, [1] * 13], windows=13))
+    assert found.balance_before is not None
+    assert found.balance_before.mean == pytest.approx((0.2, 0.2))
+
+
+def test_utilisation_above_everything_is_in_the_last_bin() -> None:
+    found = figures(recording([], pods([1000], [False]), [[12] * 4, [10] * 4]))
+    assert found.utilisation_before is not None
+    assert found.utilisation_before.tenths[9] == 1.0
+
+
+def test_fragmentation_by_hand() -> None:
+    # Left: 10 x 0.95 - 0.1 - forecast = 2.4 and 0.4 cores. A pod of 2 cores finds 0.4 of 2.8 in
+    # pieces too small, a pod of 3 cores all of it, one of 0.3 none.
+    made = forecasts([[7, 7, 7, 7, 7], [9, 9, 9, 9, 9]], [[NAN] * 5] * 2)
+    used: list[list[float]] = [[0] * 4] * 2
+    for asks, expected in (
+        ([2000], 0.4 / 2.8),
+        ([3000], 1.0),
+        ([300], 0.0),
+        ([2000, 300], 0.4 / 5.6),
+    ):
+        of = pods([1000, *asks], [False, *(True for _ in asks)])
+        found = figures(recording([], of, used, forecasts=made))
+        assert found.fragmentation == pytest.approx(expected)
+
+
+def test_promises_are_no_fragments_of_what_is_left() -> None:
+    # Two cores of the 2.4 are promised: 0.4 and 0.4 are left, too small for a pod of 2 cores.
+    made = forecasts([[7] * 5, [9] * 5], [[NAN] * 5] * 2)
+    of = pods([1000, 2000], [False, True])
+    used: list[list[float]] = [[0] * 4] * 2
+    assert figures(recording([(1, 0, 0, 1200)], of, used, forecasts=made)).fragmentation == 1.0
+
+
+def test_longer_horizons_leave_less() -> None:
+    # The only pod asks for an hour; that a day's forecast leaves nothing does not matter to it.
+    made = forecasts([[7, 7, 7, 7, 20]] * 2, [[NAN] * 5] * 2)
+    of = pods([1000, 2000], [False, True])
+    used: list[list[float]] = [[0] * 4] * 2
+    assert figures(recording([], of, used, forecasts=made)).fragmentation == 0.0
+    day = replace(of, horizon=np.full(2, 4, np.int64))
+    assert figures(recording([], day, used, forecasts=made)).fragmentation is None
+
+
+def test_fragmentation_without_usage_is_of_what_nobody_requested() -> None:
+    # 9.4 - 8 = 1.4 cores are left on one node and 9.4 on the other.
+    of = pods([8000, 2000], [False, True])
+    found = figures(recording([(0, 0, 0, 1200)], of, None))
+    assert found.fragmentation == pytest.approx(1.4 / 10.8)
+    assert figures(recording([], pods([1000], [False]), None)).fragmentation is None
+
+
 def forecasts(forecast: list[list[float]], truth: list[list[float]]) -> Forecasts:
     """One refresh, two nodes, five horizons."""
     return Forecasts(ints(START), np.array([forecast], np.float32), np.array([truth], np.float32))

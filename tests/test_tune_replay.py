@@ -257,8 +257,10 @@ def test_bad_input_is_named(folder: Path, arguments: tuple[str, str], says: str)
     database = f"sqlite:///{folder}/none.db"
     result = CliRunner().invoke(
         assemble(),
-        ["trainer", "tune", "--trace", str(folder / "tidal"), "--tracking-uri", database]
-        + list(arguments),
+        [
+            *("trainer", "tune", "--trace", str(folder / "tidal")),
+            *("--tracking-uri", database, *arguments),
+        ],
     )
     assert isinstance(result.exception, ArchimedesError), result.output
     assert says in str(result.exception)

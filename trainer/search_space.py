@@ -13,8 +13,8 @@ from models.errors import SettingsError
 from models.policy import Policy
 
 NARROWER: dict[str, tuple[float, float]] = {"ceiling": (0.7, 0.98)}
-"""Where a field allows more than a trace can speak for: below 70 % a node gives nothing back, and 2 %
-stay free for bursts shorter than the trace's windows, which no replay can see."""
+"""Where a field allows more than a trace can speak for: below 70 % a node gives nothing back, and
+2 % stay free for bursts shorter than the trace's windows, which no replay can see."""
 
 LEFT_ALONE = ("max_usage_age", "system_reserve")
 """About what no trace holds: monitoring gaps, and daemons that nothing measures. A search would
