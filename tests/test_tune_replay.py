@@ -15,7 +15,7 @@ from archimedes.cli import assemble
 from archimedes.tune.arena import build_arena, workers
 from archimedes.tune.run import DAY, Outcome, Task, Tuned, split_days, tune
 from models.artifact import load_model
-from models.errors import ArchimedesError, TraceError
+from models.errors import ArchimedesError, SettingsError, TraceError
 from models.policy import Policy
 from models.refs import resolve_model
 from models.registry import Registry
@@ -47,6 +47,7 @@ def task(trace: Trace, trials: int = 6) -> Task:
         trials=trials,
         seeds=1,
         jobs=1,
+        dask=None,
         options=ReplayOptions(refresh=3600),
         searched=searched,
         judged=judged,
@@ -143,8 +144,40 @@ def test_a_measurement_is_that_of_a_replay() -> None:
 def test_processes_measure_what_this_one_does() -> None:
     arena = build_arena(busy_trace(), None, ReplayOptions(refresh=3600, hours=6), seeds=1)
     wanted = [Policy(), Policy(ceiling=0.8)]
-    with workers(arena, 2) as (executor, evaluate):
-        assert list(executor.map(evaluate, wanted)) == [arena.measure(p) for p in wanted]
+    with workers(arena, 2) as crew:
+        found = list(crew.executor.map(crew.evaluate, wanted))
+    assert crew.jobs == 2
+    assert found == [arena.measure(policy) for policy in wanted]
+
+
+def test_a_dask_cluster_measures_what_this_process_does() -> None:
+    from distributed import LocalCluster
+
+    wanted = [Policy(), Policy(ceiling=0.8)]
+    arenas = [
+        build_arena(busy_trace(), None, ReplayOptions(refresh=3600, hours=hours), seeds=1)
+        for hours in (3, 6)
+    ]
+    local = LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)
+    with local as cluster:
+        address = cluster.scheduler_address
+        # Two searches at once on one cluster, each with its own days.
+        with workers(arenas[0], 1, address) as one, workers(arenas[1], 1, address) as other:
+            assert (one.jobs, other.jobs) == (2, 2)
+            for crew, arena in ((one, arenas[0]), (other, arenas[1])):
+                futures = [crew.executor.submit(crew.evaluate, policy) for policy in wanted]
+                found = [future.result(timeout=60) for future in futures]
+                assert found == [arena.measure(policy) for policy in wanted]
+
+
+def test_a_dask_scheduler_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("archimedes.tune.arena._PATIENCE", "1s")
+    arena = build_arena(busy_trace(), None, ReplayOptions(refresh=3600, hours=1), seeds=1)
+    with (
+        pytest.raises(SettingsError, match="no Dask scheduler answers at tcp://127"),
+        workers(arena, 1, "tcp://127.0.0.1:1"),
+    ):
+        pass
 
 
 def test_known_at_cuts_pods_and_usage() -> None:

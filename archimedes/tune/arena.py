@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
+from uuid import uuid4
 
 import msgspec
 from threadpoolctl import threadpool_limits
 
+from models.errors import SettingsError
 from models.model import Model
 from models.policy import Policy
 from models.trace import Trace
@@ -57,37 +60,89 @@ def build_arena(known: Trace, model: Model | None, options: ReplayOptions, seeds
     return Arena(tuple(build_scenario(known, one) for one in each), each, model)
 
 
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """Where policies are measured: an executor, what it is to call, and how many at a time."""
+
+    executor: Executor
+    evaluate: Evaluate
+    jobs: int
+
+
 @contextmanager
-def workers(arena: Arena, jobs: int) -> Iterator[tuple[Executor, Evaluate]]:
-    """An executor, and what it is to call: this process for one job, else a process for each.
+def workers(arena: Arena, jobs: int, dask: str | None = None) -> Iterator[Workers]:
+    """This process for one job, else a process for each; or the threads of a Dask cluster.
 
     Each process gets the arena once, when it starts, and computes with one thread.
+
+    Args:
+        arena: what policies are measured in.
+        jobs: how many at a time, where there is no cluster.
+        dask: address of a Dask scheduler, whose workers need this package.
+
+    Raises:
+        SettingsError: no Dask scheduler answers, or it has no workers.
     """
-    if jobs == 1:
+    token = uuid4().hex
+    if dask is not None:
+        with _cluster(dask, token, arena) as found:
+            yield found
+    elif jobs == 1:
         with ThreadPoolExecutor(1) as executor:
-            yield executor, arena.measure
-        return
-    # Spawned: a fork would copy the locks of the threads that polars and LightGBM have started.
-    with ProcessPoolExecutor(
-        jobs, mp_context=get_context("spawn"), initializer=_settle, initargs=(arena,)
-    ) as executor:
+            yield Workers(executor, arena.measure, 1)
+    else:
+        # Spawned: a fork would copy the locks of the threads that polars and LightGBM have started.
+        with ProcessPoolExecutor(
+            jobs, mp_context=get_context("spawn"), initializer=_settle, initargs=(token, arena)
+        ) as executor:
+            try:
+                yield Workers(executor, partial(_measure, token), jobs)
+            finally:
+                executor.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _cluster(address: str, token: str, arena: Arena) -> Iterator[Workers]:
+    from distributed import Client, WorkerPlugin
+
+    class Settle(WorkerPlugin):  # workers that join later get it too
+        """Hands the arena to every worker process."""
+
+        def setup(self, worker: object) -> None:  # noqa: ARG002
+            _settle(token, arena)
+
+        def teardown(self, worker: object) -> None:  # noqa: ARG002
+            _settled.pop(token, None)
+
+    try:
+        client = Client(address, timeout=_PATIENCE)
+    except (OSError, ValueError) as e:
+        raise SettingsError(f"no Dask scheduler answers at {address}: {e}") from e
+    with client:
+        threads = sum(client.nthreads().values())
+        if threads == 0:
+            raise SettingsError(f"the Dask scheduler at {address} has no workers; start some")
+        client.register_plugin(Settle(), name=token)
         try:
-            yield executor, _measure
+            yield Workers(client.get_executor(), partial(_measure, token), threads)
         finally:
-            executor.shutdown(wait=True, cancel_futures=True)
+            client.unregister_worker_plugin(token)
 
 
-_settled: list[Callable[[Policy], Measured]] = []
-"""What this worker process measures with; set once, before its first policy."""
+_PATIENCE = "10s"
+"""How long a Dask scheduler may take to answer."""
+
+_settled: dict[str, Arena] = {}
+"""The arenas of this worker process, by their search: a cluster may serve several at once."""
 
 
-def _settle(arena: Arena) -> None:
+def _settle(token: str, arena: Arena) -> None:
     threadpool_limits(1)
-    _settled.append(arena.measure)
+    _settled[token] = arena
 
 
-def _measure(policy: Policy) -> Measured:
-    return _settled[0](policy)
+def _measure(token: str, policy: Policy) -> Measured:
+    return _settled[token].measure(policy)
 
 
 def _rate(part: float, whole: float) -> float | None:

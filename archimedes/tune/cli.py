@@ -47,6 +47,12 @@ def tune(
     jobs: Annotated[
         int, typer.Option("--jobs", min=1, help="Policies to measure at a time, a process each.")
     ] = 1,
+    dask: Annotated[
+        str | None,
+        typer.Option(
+            "--dask", help="Address of a Dask scheduler: measure on its workers' threads instead."
+        ),
+    ] = None,
     study: Annotated[
         Path | None,
         typer.Option("--study", help="SQLite file that keeps the search: killed, it goes on."),
@@ -135,6 +141,7 @@ def tune(
         trials=trials,
         seeds=seeds,
         jobs=jobs,
+        dask=dask,
         options=options,
         searched=searched,
         judged=judged,

@@ -86,8 +86,8 @@ class Task:
 
     space, trials: see `trainer.tune.Search`. violation_budget, overload_budget: None for what the
     policy's target accepts, or what the given policy causes on the training days where that is
-    more. seeds: streams of offline pods, in the search and in judging. options: of every replay but
-    for start and hours.
+    more. jobs, dask: see `archimedes.tune.arena.workers`. seeds: streams of offline pods, in the
+    search and in judging. options: of every replay but for start and hours.
     """
 
     trace: Trace
@@ -99,6 +99,7 @@ class Task:
     trials: int
     seeds: int
     jobs: int
+    dask: str | None
     options: ReplayOptions
     searched: Days
     judged: Days
@@ -168,13 +169,16 @@ def tune(task: Task, step: Step) -> Outcome:
             "options": msgspec.json.encode(options).decode(),
         },
     )
-    with study_of(search, task.study) as study, workers(arena, task.jobs) as (executor, evaluate):
+    with (
+        study_of(search, task.study) as study,
+        workers(arena, task.jobs, task.dask) as crew,
+    ):
         found = search_policy(
             study,
             search,
-            evaluate,
-            executor,
-            jobs=task.jobs,
+            crew.evaluate,
+            crew.executor,
+            jobs=crew.jobs,
             progress=lambda done: step("searching", done),
         )
     best = found.best
