@@ -243,6 +243,11 @@ def decide_verdict(
             f"That is more than the tolerated {limit:.2%}, and significantly more.",
         )
     safe = f"The challenger's violations of {_rate(challenger)} keep to the target of {target:.2%}."
+    if challenger.value > limit:
+        safe = (
+            f"The challenger violates {_rate(challenger)}, above the tolerated {limit:.2%}, "
+            "but not significantly so."
+        )
     gain = f"{reclaimed.value:+,.1f} core-hours ({reclaimed.low:+,.1f} to {reclaimed.high:+,.1f})"
     if champion.low > limit:
         return "promote", (

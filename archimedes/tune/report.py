@@ -24,7 +24,10 @@ def print_tuned(tuned: Tuned) -> None:
     """Print the table of given and found policy, and what the later days say."""
     console = Console()
     console.print(_table(tuned))
-    for line in sentences(tuned):
+    lines = headline(tuned)
+    if tuned.comparison is not None:
+        lines += comparison_sentences(tuned.comparison)
+    for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
 
 
@@ -38,7 +41,7 @@ def write_report(path: Path, outcome: Outcome) -> None:
     head = ("on the training days", "given", "found")
     plot = search_plot(outcome.attempts, tuned.base, tuned.best, tuned.budget)
     sections = [
-        Section("The found policy", text=sentences(tuned), rows=table_rows(tuned), head=head),
+        Section("The found policy", text=headline(tuned), rows=table_rows(tuned), head=head),
         Section("The search", plot),
     ]
     if outcome.sides is not None and tuned.comparison is not None:
@@ -65,13 +68,13 @@ def search_plot(
     axes.axvline(100 * budget.violation_rate, color=RED, ls="--", lw=1, label="budget")
     axes.set_xlabel("forecasts exceeded, %")
     axes.set_ylabel("reclaimed, core-hours")
-    axes.set_xlim(left=0)
+    axes.set_xlim(left=-0.02 * axes.get_xlim()[1])  # a mark at 0 is seen as a whole
     axes.grid(alpha=0.2)
     legend_above(figure)
     return figure
 
 
-def sentences(tuned: Tuned) -> list[str]:
+def headline(tuned: Tuned) -> list[str]:
     """What was searched on what, whether it wins on later days and by how much."""
     t = tuned
     lines = [
@@ -92,7 +95,6 @@ def sentences(tuned: Tuned) -> list[str]:
     share = gain.value / given if given else float("nan")
     verb = "wins" if t.wins else "does not win"
     lines.append(f"On the later days ({_days(t.judged)}) the found policy {verb}: {share:+.1%}")
-    lines += [f"  {line}" for line in comparison_sentences(t.comparison)]
     if t.model_saw_judged_days:
         lines.append(
             "The model was trained on the judged days, so its forecasts there are not held out; "
