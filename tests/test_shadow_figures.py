@@ -181,7 +181,7 @@ def test_the_distribution_and_the_balance_by_hand() -> None:
     assert after.tenths == (0, 0.25, 0, 0.5, 0, 0.25, 0, 0, 0, 0)
     hours = found.balance_after
     assert hours is not None
-    assert hours.time == (START, START + 3600)
+    assert list(hours.time) == [START, START + 3600]
     assert hours.mean == pytest.approx((0.4, 0.2))
     assert hours.deviation == pytest.approx((0.1, 0.1))
     assert hours.p95 == pytest.approx((0.49, 0.29))
