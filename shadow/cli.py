@@ -146,7 +146,7 @@ def replay(
         from models.registry import Registry
         from shadow.logged import log_replay
 
-        shown["run_id"] = log_replay(Registry(tracking_uri), read, result, found, rows)
+        shown["run_id"] = log_replay(Registry(tracking_uri), read, result, found, rows, shown)
     if as_json:
         typer.echo(msgspec.json.encode(shown))
     else:

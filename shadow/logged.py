@@ -24,15 +24,22 @@ def log_replay(
     result: ReplayResult,
     figures: Figures,
     rows: list[tuple[str, str]],
+    shown: Mapping[str, object],
 ) -> str:
     """Log a replay; the run's id.
+
+    Args:
+        registry: where to.
+        trace, result, figures: what was replayed, and what it came to.
+        rows: the lines of its table, for the page.
+        shown: the JSON object that is printed, the count of machines included.
 
     Raises:
         RegistryError: MLflow cannot be reached, or refuses.
     """
     with TemporaryDirectory(prefix="archimedes-") as scratch:
         folder = Path(scratch)
-        (folder / "replay.json").write_bytes(msgspec.json.encode(figures))
+        (folder / "replay.json").write_bytes(msgspec.json.encode(shown))
         write_replay_page(folder / "replay.html", result, figures, rows)
         return registry.log_run(
             f"replay {trace.name}",
@@ -42,7 +49,7 @@ def log_replay(
                 **_policy(result.policy),
                 **msgspec.to_builtins(result.options),
             },
-            metrics=numbers(figures),
+            metrics=numbers(shown),
             tags={TRACE_TAG: digest(trace)},
             artifacts=folder,
         )
@@ -71,24 +78,20 @@ def log_comparison(registry: Registry, trace: Trace, sides: Sides, comparison: C
                 **{f"challenger_{k}": v for k, v in _policy(challenger.policy).items()},
                 **msgspec.to_builtins(champion.options),
             },
-            metrics=numbers(comparison),
+            metrics=numbers(msgspec.to_builtins(comparison)),
             tags={TRACE_TAG: digest(trace)},
             artifacts=folder,
         )
 
 
-def numbers(figures: msgspec.Struct) -> dict[str, float]:
-    """The numbers of a result by name; those inside another are OUTER.INNER, lists are left out."""
-    return dict(_numbers("", msgspec.to_builtins(figures)))
-
-
-def _numbers(prefix: str, values: Mapping[str, object]) -> list[tuple[str, float]]:
-    found: list[tuple[str, float]] = []
+def numbers(values: Mapping[str, object]) -> dict[str, float]:
+    """The numbers of a JSON object by name; those inside another are OUTER.INNER, no lists."""
+    found: dict[str, float] = {}
     for name, value in values.items():
         if isinstance(value, dict):
-            found += _numbers(f"{prefix}{name}.", value)
+            found |= {f"{name}.{inner}": number for inner, number in numbers(value).items()}
         elif isinstance(value, int | float):
-            found.append((f"{prefix}{name}", float(value)))
+            found[name] = float(value)
     return found
 
 

@@ -226,7 +226,7 @@ def test_a_page_that_cannot_be_written_is_named(trace: str, tmp_path: Path) -> N
 def test_replay_and_compare_are_logged_as_runs(trace: str, tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     more = ("--hours", "6", "--log", "--tracking-uri", uri, "--json")
-    replayed = json.loads(run("replay", "--trace", trace, *more))
+    replayed = json.loads(run("replay", "--trace", trace, "--machines", *more))
     sides = ("--champion", "requests", "--challenger", "trailing-max-7d")
     compared = json.loads(run("compare", "--trace", trace, *sides, *more))
     from mlflow import MlflowClient
@@ -236,6 +236,7 @@ def test_replay_and_compare_are_logged_as_runs(trace: str, tmp_path: Path) -> No
     assert logged.data.params["model"] == "koordinator"
     assert logged.data.params["target"] == "0.01"
     metrics = logged.data.metrics
+    assert metrics["machines"] == replayed["machines"]
     assert metrics["reclaimed_core_hours"] == pytest.approx(replayed["reclaimed_core_hours"])
     assert metrics["utilisation_after.mean"] == pytest.approx(replayed["utilisation_after"]["mean"])
     files = {item.path for item in client.list_artifacts(replayed["run_id"])}
