@@ -123,6 +123,17 @@ def test_by_default_the_budget_is_what_the_given_policy_may_or_does_violate() ->
     assert tune(strict, silent).tuned.budget.overload_rate == 0.5
 
 
+def test_no_target_above_what_is_accepted_is_tried() -> None:
+    trace = busy_trace()
+    free = replace(task(trace, trials=12), space=search_space(Policy(), ["target"]))
+    targets = [attempt.policy.target for attempt in tune(free, silent).attempts]
+    assert max(targets) == Policy().target
+    assert len(set(targets)) > 5
+    allowed = replace(free, violation_budget=0.05)
+    targets = [attempt.policy.target for attempt in tune(allowed, silent).attempts]
+    assert Policy().target < max(targets) <= 0.05
+
+
 def test_a_measurement_is_that_of_a_replay() -> None:
     options = ReplayOptions(refresh=3600, hours=12)
     arena = build_arena(busy_trace(), recent(), options, seeds=2)

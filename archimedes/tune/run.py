@@ -158,7 +158,7 @@ def tune(task: Task, step: Step) -> Outcome:
     budget = _budget(task, arena)
     search = Search(
         base=task.base,
-        space=task.space,
+        space=_accepted(task),
         budget=budget,
         trials=task.trials,
         seed=task.options.seed,
@@ -257,6 +257,17 @@ def register(task: Task, outcome: Outcome, report: Path, registry: Registry) -> 
             figures=extras,
             run_name="tune",
         )
+
+
+def _accepted(task: Task) -> tuple[Dimension, ...]:
+    """The space with targets up to what is accepted: the budget where one is given, or the base's.
+
+    Forecasts calibrate themselves towards the target as time goes on, so a higher one will be
+    violated as often in the end, however seldom it was on a few training days.
+    """
+    most = max(task.base.target, task.violation_budget or 0.0)
+    capped = [replace(d, high=min(d.high, most)) if d.name == "target" else d for d in task.space]
+    return tuple(d for d in capped if d.low < d.high)
 
 
 def _budget(task: Task, arena: Arena) -> Budget:
