@@ -140,6 +140,13 @@ def test_reckless_forecasts_are_kept_out() -> None:
     assert found.reclaimed_core_hours.low > 0
     assert found.challenger_violation_rate == Interval(1.0, 1.0, 1.0)
     assert found.verdict == "keep"
+    # Where online pods needed what was promised, groups share what was left.
+    assert (found.challenger.throttled_core_hours or 0.0) > 0
+    (offline,) = [c for c in found.cohorts if c.cohort == "offline"]
+    gain = found.reclaimed_core_hours
+    assert (offline.core_hours.value, offline.core_hours.low) == pytest.approx(
+        (gain.value, gain.low)
+    )
 
 
 def test_policies_can_be_compared() -> None:

@@ -209,6 +209,7 @@ def test_fragmentation_by_hand() -> None:
     used: list[list[float]] = [[0] * 4] * 2
     for asks, expected in (
         ([2000], 0.4 / 2.8),
+        ([2400], 0.4 / 2.8),  # just fits
         ([3000], 1.0),
         ([300], 0.0),
         ([2000, 300], 0.4 / 5.6),
