@@ -177,8 +177,8 @@ def test_the_distribution_and_the_balance_by_hand() -> None:
     before, after = found.utilisation_before, found.utilisation_after
     assert before is not None
     assert after is not None
-    assert before.tenths == (0, 0.5, 0, 0.5, 0, 0, 0, 0, 0, 0)
-    assert after.tenths == (0, 0.25, 0, 0.5, 0, 0.25, 0, 0, 0, 0)
+    assert list(before.tenths) == [0, 0.5, 0, 0.5, 0, 0, 0, 0, 0, 0]
+    assert list(after.tenths) == [0, 0.25, 0, 0.5, 0, 0.25, 0, 0, 0, 0]
     hours = found.balance_after
     assert hours is not None
     assert list(hours.time) == [START, START + 3600]
