@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import select
+import signal
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import msgspec
@@ -159,6 +164,29 @@ def test_processes_measure_what_this_one_does() -> None:
         found = list(crew.executor.map(crew.evaluate, wanted))
     assert crew.jobs == 2
     assert found == [arena.measure(policy) for policy in wanted]
+
+
+def mortal_parent(pipe: Connection) -> None:
+    """A search whose process dies while its workers live; tells their ids first."""
+    arena = build_arena(busy_trace(), None, ReplayOptions(refresh=3600, hours=1), seeds=1)
+    with workers(arena, 2) as crew:
+        crew.executor.submit(crew.evaluate, Policy()).result()
+        pipe.send([child.pid for child in multiprocessing.active_children()])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_workers_end_with_a_search_that_was_killed() -> None:
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe()
+    search = spawn.Process(target=mortal_parent, args=(theirs,))
+    search.start()
+    watched = [os.pidfd_open(pid) for pid in ours.recv()]
+    search.join()
+    assert watched
+    for worker in watched:
+        ended, _, _ = select.select([worker], [], [], 60)
+        assert ended, "a worker outlived its search"
+        os.close(worker)
 
 
 def test_a_dask_cluster_measures_what_this_process_does() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.process import BaseProcess
+from threading import Thread
 from uuid import uuid4
 
 import msgspec
@@ -93,7 +96,7 @@ def workers(arena: Arena, jobs: int, dask: str | None = None) -> Iterator[Worker
     else:
         # Spawned: a fork would copy the locks of the threads that polars and LightGBM have started.
         with ProcessPoolExecutor(
-            jobs, mp_context=get_context("spawn"), initializer=_settle, initargs=(token, arena)
+            jobs, mp_context=get_context("spawn"), initializer=_begin, initargs=(token, arena)
         ) as executor:
             try:
                 yield Workers(executor, partial(_measure, token), jobs)
@@ -134,6 +137,19 @@ _PATIENCE = "10s"
 
 _settled: dict[str, Arena] = {}
 """The arenas of this worker process, by their search: a cluster may serve several at once."""
+
+
+def _begin(token: str, arena: Arena) -> None:
+    """Start a worker process, which must not outlive a search that was killed."""
+    parent = parent_process()
+    if parent is not None:
+        Thread(target=_follow, args=(parent,), daemon=True).start()
+    _settle(token, arena)
+
+
+def _follow(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
 
 
 def _settle(token: str, arena: Arena) -> None:
