@@ -19,10 +19,11 @@ import pyarrow.parquet as pq
 from polars.exceptions import PanicException
 
 from models.arrays import Floats32
+from models.constraints import NODE_JSON, POD_JSON
 from models.errors import TraceError
 from models.grid import WINDOW, UsageGrid
 from models.trace_schema import NODES, PODS, USAGE, Column, check_schema, conform
-from models.trace_validation import check_rows, check_usage, node_rules, pod_rules
+from models.trace_validation import check_json, check_rows, check_usage, node_rules, pod_rules
 
 FILES = ("nodes.parquet", "pods.parquet", "usage.parquet")
 
@@ -33,9 +34,11 @@ class Trace:
 
     Fields:
         name: the folder's name.
-        nodes: node, cpu, memory; None where the trace lists no nodes.
+        nodes: node, cpu, memory; None where the trace lists no nodes. Where the file has them: when
+            a node joins and leaves, and what `models.constraints` lists.
         pods: pod, workload, tier, cpu_request, memory_request, start, end, node. The node and the
-            memory request may be null; the end never is (`read_trace`).
+            memory request may be null; the end never is (`read_trace`). Where the file has them:
+            what `models.constraints` lists.
         usage: pod, time (a window's start), cpu, cpu_max (may be null), one row for each observed
             window; None where the trace has no usage.
     """
@@ -226,12 +229,25 @@ def _validated(trace: Trace, path: Path) -> Trace:
     if trace.pods.height == 0:
         raise TraceError(f"{path / 'pods.parquet'} has no pods; a trace needs at least one.")
     if trace.nodes is not None:
-        check_rows(trace.nodes, node_rules(), path / "nodes.parquet")
+        check_rows(trace.nodes, node_rules(trace.nodes), path / "nodes.parquet")
+        check_json(trace.nodes, NODE_JSON, path / "nodes.parquet")
     check_rows(trace.pods, pod_rules(trace.nodes), path / "pods.parquet")
-    pods = trace.pods.with_columns(pl.col("end").fill_null(_end(trace)))
+    check_json(trace.pods, POD_JSON, path / "pods.parquet")
+    pods = trace.pods.with_columns(pl.col("end").fill_null(_last_moment(trace)))
     if trace.usage is not None:
         check_usage(trace.usage, pods, path / "usage.parquet")
     return Trace(trace.name, trace.nodes, pods, trace.usage)
+
+
+def _last_moment(trace: Trace) -> pl.Expr:
+    """Until when a pod without an end ran: until the trace's end, or until its node left."""
+    last = pl.lit(_end(trace), pl.Datetime("us", "UTC"))
+    if trace.nodes is None or "end" not in trace.nodes.columns:
+        return last
+    left = pl.col("node").replace_strict(
+        trace.nodes["node"], trace.nodes["end"], default=None, return_dtype=trace.nodes["end"].dtype
+    )
+    return pl.min_horizontal(last, left)
 
 
 def _end(trace: Trace) -> datetime:

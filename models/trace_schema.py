@@ -9,6 +9,7 @@ from typing import Literal
 
 import polars as pl
 
+from models.constraints import NODE_JSON, POD_JSON
 from models.errors import TraceError
 
 _UTC = ("UTC", "Etc/UTC", "Etc/UCT", "UCT", "Universal", "Zulu", "+00:00", "Z")
@@ -16,23 +17,43 @@ _UTC = ("UTC", "Etc/UTC", "Etc/UCT", "UCT", "Universal", "Zulu", "+00:00", "Z")
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column of a table: what it may hold, and the type it has once read."""
+    """One column of a table: what it may hold, and the type it has once read.
+
+    An optional column that a file lacks is read as empty, an extra one stays absent: most traces
+    have none of these, and pay nothing for them.
+    """
 
     name: str
-    kind: Literal["text", "number", "time"]
+    kind: Literal["text", "number", "time", "flag"]
     nullable: bool = False
     optional: bool = False
+    extra: bool = False
     dtype: pl.DataType | type[pl.DataType] = pl.Float64
 
     @property
     def stored(self) -> pl.DataType | type[pl.DataType]:
         """The polars type in memory."""
-        return {"text": pl.String, "number": self.dtype, "time": pl.Datetime("us", "UTC")}[
-            self.kind
-        ]
+        return {
+            "text": pl.String,
+            "number": self.dtype,
+            "time": pl.Datetime("us", "UTC"),
+            "flag": pl.Boolean,
+        }[self.kind]
 
 
-NODES = (Column("node", "text"), Column("cpu", "number"), Column("memory", "number"))
+def _extra(name: str, kind: Literal["text", "time", "flag"]) -> Column:
+    return Column(name, kind, nullable=True, optional=True, extra=True)
+
+
+NODES = (
+    Column("node", "text"),
+    Column("cpu", "number"),
+    Column("memory", "number"),
+    _extra("start", "time"),
+    _extra("end", "time"),
+    _extra("unschedulable", "flag"),
+    *(_extra(name, "text") for name in NODE_JSON),
+)
 
 PODS = (
     Column("pod", "text"),
@@ -43,6 +64,7 @@ PODS = (
     Column("start", "time"),
     Column("end", "time", nullable=True),
     Column("node", "text", nullable=True, optional=True),
+    *(_extra(name, "text") for name in POD_JSON),
 )
 
 USAGE = (
@@ -79,9 +101,19 @@ def _check_type(column: Column, found: pl.DataType, file: Path) -> None:
         if found.time_zone not in _UTC:
             raise TraceError(f"{where} has times in {found.time_zone}; convert them to UTC.")
         return
-    wanted = {"text": "text", "number": "a number", "time": "a UTC timestamp"}[column.kind]
+    wanted = {
+        "text": "text",
+        "number": "a number",
+        "time": "a UTC timestamp",
+        "flag": "true or false",
+    }[column.kind]
     is_text = found in (pl.String, pl.Categorical, pl.Enum)
-    fits = {"text": is_text, "number": found.is_numeric(), "time": False}[column.kind]
+    fits = {
+        "text": is_text,
+        "number": found.is_numeric(),
+        "time": False,
+        "flag": found == pl.Boolean,
+    }[column.kind]
     if not fits:
         raise TraceError(f"{where} has type {found} and must be {wanted}.")
 
@@ -93,4 +125,5 @@ def conform(frame: pl.DataFrame, columns: Sequence[Column]) -> pl.DataFrame:
         if column.name in frame.columns
         else pl.lit(None, column.stored).alias(column.name)
         for column in columns
+        if column.name in frame.columns or not column.extra
     )

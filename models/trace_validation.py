@@ -5,10 +5,12 @@ Rules are polars expressions, so a table is checked in one pass and a rule costs
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import polars as pl
 
 from models.errors import TraceError
@@ -64,10 +66,36 @@ def check_rows(frame: pl.DataFrame, rules: Sequence[Rule], file: Path) -> None:
             raise TraceError(f"{file}: row {row}, column '{rule.column}': {value} {rule.says}.")
 
 
+def check_json(frame: pl.DataFrame, kinds: Mapping[str, Any], file: Path) -> None:
+    """Raise for the first JSON column that holds a text of another form.
+
+    Pods share their texts, so each different one is parsed once.
+
+    Raises:
+        TraceError: names the file, the row (0-based), the column and what is wrong in the text.
+    """
+    for name in kinds.keys() & set(frame.columns):
+        for text in frame[name].drop_nulls().unique(maintain_order=True):
+            try:
+                msgspec.json.decode(text, type=kinds[name])
+            except msgspec.DecodeError as error:
+                row = frame.select((pl.col(name) == text).arg_true().first()).item()
+                shown = text if len(text) <= 60 else f"{text[:60]}..."
+                raise TraceError(
+                    f"{file}: row {row}, column '{name}': {shown!r} is not what Kubernetes "
+                    f"writes there, as JSON: {error}."
+                ) from error
+
+
 def _shown(value: object) -> str:
     if value is None:
         return "an empty value"
     return f"{value:.6g}" if isinstance(value, float) else f"'{value}'"
+
+
+def _here(frame: pl.DataFrame, *names: str) -> bool:
+    """Whether a table has these extra columns."""
+    return set(names) <= set(frame.columns)
 
 
 def _filled(columns: Sequence[Column]) -> list[Rule]:
@@ -96,9 +124,14 @@ def _median_over(name: str, bound: float) -> pl.Expr:
     return (column.median() > bound) & (column == column.max())
 
 
-def node_rules() -> list[Rule]:
+def node_rules(nodes: pl.DataFrame) -> list[Rule]:
     """Rules of nodes.parquet."""
+    lives = []
+    if _here(nodes, "start", "end"):
+        bad = pl.col("end") <= pl.col("start")
+        lives.append(Rule("end", bad, "is not after the node's start; correct either"))
     return [
+        *lives,
         *_filled(NODES),
         Rule("node", ~pl.col("node").is_first_distinct(), "is listed twice; list a node once"),
         Rule("cpu", pl.col("cpu") <= 0, "cores is no node; leave it out"),
@@ -132,6 +165,25 @@ def pod_rules(nodes: pl.DataFrame | None) -> list[Rule]:
     if nodes is not None:
         unknown = ~pl.col("node").is_in(nodes["node"].implode())
         rules.append(Rule("node", unknown, "is not in nodes.parquet; add it or leave it empty"))
+        rules += _home_rules(nodes)
+    return rules
+
+
+def _home_rules(nodes: pl.DataFrame) -> list[Rule]:
+    """A pod lives while its node is there, but for a window of tolerance, as with usage."""
+    window = pl.duration(seconds=WINDOW)
+    rules = []
+    for bound in ("start", "end"):
+        if not _here(nodes, bound):
+            continue
+        there = pl.col("node").replace_strict(
+            nodes["node"], nodes[bound], default=None, return_dtype=nodes[bound].dtype
+        )
+        if bound == "start":
+            bad, says = pl.col("start") + window < there, "is before the pod's node is there"
+        else:
+            bad, says = pl.col("end") > there + window, "is after the pod's node has gone"
+        rules.append(Rule(bound, bad, f"{says}; correct either"))
     return rules
 
 

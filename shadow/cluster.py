@@ -11,7 +11,7 @@ from extender.snapshot import Reason, Snapshot
 from models.arrays import Bools, Floats, Ints
 from models.policy import HORIZONS, Policy
 from models.reclaim import reclaimable_millicpu
-from shadow.kube_scheduler import CPU, NodeState, Request
+from shadow.kube_scheduler import CPU, SLOTS, NodeState, Request
 
 H = len(HORIZONS)
 ORDINARY = H
@@ -20,11 +20,19 @@ ORDINARY = H
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """Nodes: names, allocatable millicores [N] and bytes of memory [N]."""
+    """N nodes.
+
+    Fields:
+        millicpu, memory: [N] allocatable millicores and bytes.
+        joined, left: [N] seconds since the epoch from and until when each is there; None where all
+            are there all the time.
+    """
 
     names: tuple[str, ...]
     millicpu: Ints
     memory: Ints
+    joined: Ints | None = None
+    left: Ints | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -163,9 +171,10 @@ class Cluster:
     def headroom(self) -> Ints:
         """The most that any node has left, [H + 1] millicores: by horizon, then ordinary CPU."""
         room = np.zeros(H + 1, np.int64)
+        here = self.nodes.free[SLOTS] > 0
         left = self.free - self.ledger.charged(len(self.nodes))[:, None]
-        room[:H] = left[self._blocked == Reason.FITS].max(axis=0, initial=0)
-        room[ORDINARY] = self.nodes.free[CPU].max(initial=0)
+        room[:H] = left[here & (self._blocked == Reason.FITS)].max(axis=0, initial=0)
+        room[ORDINARY] = self.nodes.free[CPU].max(initial=0, where=here)
         return room
 
     def _reclaimable(self) -> Ints:

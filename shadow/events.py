@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 from enum import IntEnum
 
 import numpy as np
@@ -18,19 +19,30 @@ class Kind(IntEnum):
 
     END = 0
     """A run ends; the subject is the run."""
-    TICK = 1
+    LEAVE = 1
+    """A node goes away, and with it the pods that are left on it; the subject is the node's row."""
+    JOIN = 2
+    """A node comes; the subject is the node's row."""
+    TICK = 3
     """A usage window is complete."""
-    ARRIVAL = 2
+    ARRIVAL = 4
     """A pod is created; the subject is the pod."""
 
 
-END, TICK, ARRIVAL = Kind
+END, LEAVE, JOIN, TICK, ARRIVAL = Kind
+
+Change = tuple[int, Kind, int]
+"""A node that joins or leaves: when, which of the two, and its row."""
+
+_NO_CHANGE: Change = (NEVER, LEAVE, -1)
 
 
 class Timeline:
-    """Merges arrivals, ends and ticks by time; ends are added while it is consumed."""
+    """Merges arrivals, ends, node changes and ticks; ends are added while it is consumed."""
 
-    def __init__(self, arrivals: Ints, first: int, ticks: range, stop: int) -> None:
+    def __init__(
+        self, arrivals: Ints, first: int, ticks: range, stop: int, changes: Sequence[Change] = ()
+    ) -> None:
         """Plan a replay that ends before ``stop``.
 
         Args:
@@ -38,11 +50,14 @@ class Timeline:
             first: the pod that arrives first; those before it are there already.
             ticks: seconds since the epoch.
             stop: nothing at or after this second happens.
+            changes: nodes that join and leave, in any order.
         """
         self._arrivals: list[int] = [*arrivals.tolist(), NEVER]
         self._ticks = iter(ticks)
         self._tick = next(self._ticks, NEVER)
         self._ends: list[tuple[int, int]] = []
+        self._changes = iter(sorted(changes))
+        self._change = next(self._changes, _NO_CHANGE)
         self._arrived = first
         self._stop = stop
 
@@ -58,11 +73,14 @@ class Timeline:
         end = self._ends[0][0] if self._ends else NEVER
         arrival = self._arrivals[self._arrived]
         tick = self._tick
-        time = min(end, tick, arrival)
+        time = min(end, self._change[0], tick, arrival)
         if time >= self._stop:
             raise StopIteration
         if time == end:
             return time, END, heapq.heappop(self._ends)[1]
+        if time == self._change[0]:
+            change, self._change = self._change, next(self._changes, _NO_CHANGE)
+            return change
         if time == tick:
             self._tick = next(self._ticks, NEVER)
             return time, TICK, -1

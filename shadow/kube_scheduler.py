@@ -1,9 +1,9 @@
 """kube-scheduler's own default filters and scores over arrays of nodes.
 
 Follows Kubernetes 1.37 (``pkg/scheduler/schedule_one.go`` and
-``framework/plugins/noderesources``). The other default score plugins (taints, affinity, topology
-spread, image locality) give equal scores to pods without such constraints, which is all that a
-trace knows of, so they are left out.
+``framework/plugins/noderesources``). Taints, affinity and topology spread are in `shadow.placing`;
+the other default plugins (ports, volumes, images, affinity between pods) give equal scores to pods
+without such needs, which is all that a trace knows of, so they are left out.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ DEFAULT_MEMORY = 200 * 1024 * 1024
 MIN_FEASIBLE = 100
 """Below this number of nodes all of them are looked at (`minFeasibleNodesToFind`)."""
 CPU, MEMORY, EXTENDED, SLOTS = range(4)
+GONE = 2**40
+"""Slots that a node which is not here lacks: more than any node has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,7 @@ class NodeState:
         free: [4, N] what NodeResourcesFit may still give: CPU and MEMORY by requests, EXTENDED, and
             pod SLOTS. Negative where the trace itself put too much on a node.
         unscored: [2, N] what its score takes for free: pods that request nothing count as well.
+        here: how many nodes are here; the others have no slots.
     """
 
     def __init__(self, millicpu: Ints, memory: Ints, max_pods: int) -> None:
@@ -55,6 +58,9 @@ class NodeState:
         both = (millicpu > 0) & (memory > 0)
         self._kinds: Ints = np.where(both, 2, 1)
         self._halves: Floats = np.where(both, 0.5, 0.0)
+        # Balance of each node as it is, so that a score computes only what a pod makes of it.
+        self._balance: Ints = np.full(len(millicpu), MAX_NODE_SCORE, np.int64)
+        self.here = len(millicpu)
 
     def __len__(self) -> int:
         return int(self.free.shape[1])
@@ -67,6 +73,16 @@ class NodeState:
         """Stop counting a pod on a node."""
         self._count(row, request, -1)
 
+    def leave(self, row: int) -> None:
+        """A node goes away: nothing fits on it."""
+        self.free[SLOTS, row] -= GONE
+        self.here -= 1
+
+    def join(self, row: int) -> None:
+        """A node comes that was not here."""
+        self.free[SLOTS, row] += GONE
+        self.here += 1
+
     def _count(self, row: int, request: Request, sign: int) -> None:
         self.free[CPU, row] -= sign * request.millicpu
         self.free[MEMORY, row] -= sign * request.memory
@@ -74,6 +90,16 @@ class NodeState:
         self.free[SLOTS, row] -= sign
         self.unscored[CPU, row] -= sign * (request.millicpu or DEFAULT_MILLICPU)
         self.unscored[MEMORY, row] -= sign * (request.memory or DEFAULT_MEMORY)
+        if request.millicpu or request.memory:
+            self._balance[row] = self._balanced(row)
+
+    def _balanced(self, row: int) -> int:
+        """One node's balance as it is; plain numbers are quicker than arrays of one."""
+        cpu, memory = (
+            min((int(self.allocatable[r, row]) - int(self.free[r, row])) / int(divisor), 1.0)
+            for r, divisor in enumerate(self._divisor[:, row])
+        )
+        return int((1 - abs(cpu - memory) * float(self._halves[row])) * MAX_NODE_SCORE)
 
     def fits(self, request: Request) -> Bools:
         """NodeResourcesFit's filter, [N]: a resource that is not requested is not looked at."""
@@ -106,12 +132,14 @@ class NodeState:
         if not (request.millicpu or request.memory):
             return np.zeros(len(rows), np.int64)
         requested = self.allocatable.take(rows, axis=1) - self.free[:EXTENDED].take(rows, axis=1)
-        pod = np.array([[[0], [0]], [[request.millicpu], [request.memory]]])
-        fraction = (requested + pod) / self._divisor.take(rows, axis=1)
+        requested[CPU] += request.millicpu
+        requested[MEMORY] += request.memory
+        fraction = requested / self._divisor.take(rows, axis=1)
         np.minimum(fraction, 1.0, out=fraction)
         # A node with only one of the two resources is always balanced.
-        deviation = np.abs(fraction[:, CPU] - fraction[:, MEMORY]) * self._halves.take(rows)
-        before, after = ((1 - deviation) * MAX_NODE_SCORE).astype(np.int64)
+        deviation = np.abs(fraction[CPU] - fraction[MEMORY]) * self._halves.take(rows)
+        after = ((1 - deviation) * MAX_NODE_SCORE).astype(np.int64)
+        before = self._balance.take(rows)
         half = MAX_NODE_SCORE // 2
         score: Ints = half + (half + after - before) // 2
         return score

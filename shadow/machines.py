@@ -115,13 +115,14 @@ def machines_needed(
 
 
 def _anywhere(scenario: Scenario) -> Scenario:
-    """The same on equal machines, with no pod tied to a node."""
+    """The same on equal machines that are there all the time, with no pod tied to any of them."""
     fleet, pods = scenario.fleet, scenario.pods
     cpu, memory = float(fleet.millicpu.mean()) / 1000, float(fleet.memory.mean()) / GIB
     return replace(
         scenario,
         fleet=equal_fleet(len(fleet), cpu, memory),
-        pods=replace(pods, node=np.full(len(pods), -1, np.int64)),
+        pods=replace(pods, node=np.full(len(pods), -1, np.int64), kind=None),
+        constraints=None,
     )
 
 

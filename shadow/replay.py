@@ -17,7 +17,7 @@ from models.policy import Policy
 from models.rolling import RollingForecast
 from models.trace import Trace
 from shadow.cluster import ORDINARY, Cluster
-from shadow.events import ARRIVAL, END, Timeline, Waiting
+from shadow.events import ARRIVAL, END, JOIN, LEAVE, NEVER, Change, Timeline, Waiting
 from shadow.kube_scheduler import (
     CPU,
     MAX_NODE_SCORE,
@@ -28,9 +28,10 @@ from shadow.kube_scheduler import (
     sample_size,
 )
 from shadow.options import ReplayOptions
+from shadow.placing import Placing
 from shadow.preemption import Holder, preempt
 from shadow.recorder import Recorder
-from shadow.result import RESOURCES, Ending, ReplayResult, State
+from shadow.result import CONSTRAINTS, RESOURCES, Ending, ReplayResult, State
 from shadow.scenario import Scenario, build_scenario
 from shadow.usage import OnlineUsage
 
@@ -131,17 +132,21 @@ class _Replay:
         self._waiting = Waiting()
         self._record = Recorder(scenario)
         self._running: dict[int, int] = {}  # pod -> its run, in the order of their begin
-        # What no node had room for since anything was freed, with its horizon.
-        self._no_room: list[tuple[Request, int]] = []
+        # What no node had room for since anything was freed, with its horizon and kind.
+        self._no_room: list[tuple[Request, int, int]] = []
+        constraints = scenario.constraints
+        self._placing = None if constraints is None else Placing(constraints)
         self._requests = _requests(scenario, options)
         pods = scenario.pods
         # Plain lists and numbers: the loop reads them once for each decision.
         self._offline: list[bool] = pods.offline.tolist()
         self._horizon: list[int] = pods.horizon.tolist()
-        self._want = sample_size(len(scenario.fleet))
+        self._kind: list[int] = [0] * len(pods) if pods.kind is None else pods.kind.tolist()
+        changes = self._node_changes()
+        self._want = sample_size(self._cluster.nodes.here)
         self._first = int(((pods.arrival == scenario.start) & ~pods.offline).sum())
         ticks = range(scenario.start + WINDOW, scenario.stop, WINDOW) if self._usage else range(0)
-        self._timeline = Timeline(pods.arrival, self._first, ticks, scenario.stop)
+        self._timeline = Timeline(pods.arrival, self._first, ticks, scenario.stop, changes)
 
     def play(self, progress: Progress) -> None:
         """Let time pass, from the start to the stop."""
@@ -151,9 +156,12 @@ class _Replay:
         self._tick(start)
         for number, (time, kind, subject) in zip(count(), self._timeline, strict=False):
             if kind is ARRIVAL:
-                self._attempt(subject, time)
+                if self._attempt(subject, time) and self._frees(subject):
+                    self._wake(time)
             elif kind is END:
                 self._end(subject, time)
+            elif kind is JOIN or kind is LEAVE:
+                self._change_node(subject, time, here=kind is JOIN)
             else:
                 self._tick(time)
             if number % _EVENTS_PER_PROGRESS == 0:
@@ -168,7 +176,8 @@ class _Replay:
             choice = self._choose(pod, time)
             self._record.decided(pod, self._clock() - began)
             if isinstance(choice, str) and not self._offline[pod]:
-                choice = self._preempt(pod, time)
+                freed = self._preempt(pod, time)
+                choice = choice if freed is None else freed
             if isinstance(choice, str):
                 self._record.refused(pod, choice)
                 self._waiting.add(pod, *self._need(pod))
@@ -181,17 +190,21 @@ class _Replay:
     def _choose(self, pod: int, time: int) -> int | str:
         """One scheduling cycle: the row of the chosen node, or why there is none."""
         nodes, request = self._cluster.nodes, self._requests[pod]
-        rows, self._turn = sample(nodes.fits(request), self._turn, self._want)
+        fit = nodes.fits(request)
+        if self._placing is not None:
+            roomy = bool(fit.any())
+            fit &= self._placing.fits(self._kind[pod])
+        rows, self._turn = sample(fit, self._turn, self._want)
         if len(rows) == 0:
-            self._no_room.append((request, self._horizon[pod]))
-            return RESOURCES
+            self._note_no_room(pod)
+            return CONSTRAINTS if self._placing is not None and roomy else RESOURCES
         ranks: Ints | None = None
         if self._options.reclaim or not self._offline[pod]:
             verdicts = self._ask_extender(pod, rows, time)
             passed = verdicts.passed
             if len(passed) == 0:
                 if len(rows) < self._want:  # it saw every node that the pod could use
-                    self._no_room.append((request, self._horizon[pod]))
+                    self._note_no_room(pod)
                 return Reason(int(np.bincount(verdicts.reason).argmax())).name.lower()
             rows = rows[passed]
             ranks = np.array(to_wire_scores(verdicts.score[passed]), np.int64)
@@ -199,6 +212,8 @@ class _Replay:
             return int(rows[0])
         score = nodes.least_allocated(rows, request)
         score += nodes.balanced_allocation(rows, request)
+        if self._placing is not None:
+            score += self._placing.score(self._kind[pod], rows)
         if ranks is not None:
             score += ranks * (MAX_NODE_SCORE // MAX_SCORE * self._options.extender_weight)
         return int(rows[pick(score, self._rng)])
@@ -211,20 +226,21 @@ class _Replay:
         snapshot = self._cluster.snapshot(time, self._version, offline=offline)
         return decide(snapshot, rows, ask, self._policy, self._options.candidates)
 
-    def _preempt(self, pod: int, time: int) -> int | str:
-        """Displace offline pods for an online one: the row that is free now, or why there is none.
+    def _preempt(self, pod: int, time: int) -> int | None:
+        """Displace offline pods for an online one: the row that is free now, if there is one.
 
         The victims' grace period is not waited for.
         """
         record = self._record
+        allowed = None if self._placing is None else self._placing.fits(self._kind[pod])
         holders = [
             Holder(run, record.node[run], self._requests[other], record.begin[run])
             for other, run in self._running.items()
-            if self._offline[other]
+            if self._offline[other] and (allowed is None or allowed[record.node[run]])
         ]
         found = preempt(self._cluster.nodes, self._requests[pod], holders)
         if found is None:
-            return RESOURCES
+            return None
         row, runs = found
         for run in runs:
             self._displace(record.pod[run], time, Ending.PREEMPTED)
@@ -249,6 +265,8 @@ class _Replay:
                 free = cluster.promise(row, pods.names[pod], request, self._horizon[pod], time)
             else:
                 cluster.nodes.add(row, request)
+        if self._placing is not None:
+            self._placing.add(self._kind[pod], row)
         run = self._record.started(pod, row, time, free)
         self._running[pod] = run
         self._timeline.end_at(end, run)
@@ -266,6 +284,8 @@ class _Replay:
         self._no_room.clear()
         row, request = self._record.node[run], self._requests[pod]
         self._record.ended(run, time, ending)
+        if self._placing is not None:
+            self._placing.remove(self._kind[pod], row)
         if not self._offline[pod]:
             self._cluster.remove(row, request)
             if self._usage is not None:
@@ -274,6 +294,47 @@ class _Replay:
             self._cluster.release(row, self._scenario.pods.names[pod], request)
         else:
             self._cluster.nodes.remove(row, request)
+
+    def _node_changes(self) -> list[Change]:
+        """Take away the nodes that are not here at the start; what changes from then on."""
+        fleet, start = self._scenario.fleet, self._scenario.start
+        never = np.full(len(fleet), NEVER)
+        joined = -never if fleet.joined is None else fleet.joined
+        left = never if fleet.left is None else fleet.left
+        for row in np.flatnonzero((joined > start) | (left <= start)).tolist():
+            self._set_here(row, here=False)
+        coming = np.flatnonzero(joined > start)
+        going = np.flatnonzero((left > start) & (left < NEVER))
+        return [(int(joined[row]), JOIN, row) for row in coming.tolist()] + [
+            (int(left[row]), LEAVE, row) for row in going.tolist()
+        ]
+
+    def _set_here(self, row: int, *, here: bool) -> None:
+        nodes = self._cluster.nodes
+        (nodes.join if here else nodes.leave)(row)
+        if self._placing is not None:
+            self._placing.present(row, here=here)
+
+    def _change_node(self, row: int, time: int, *, here: bool) -> None:
+        """A node joins or leaves.
+
+        With a node that leaves its online pods end, as what takes their place is a pod of its own
+        in the trace; its offline pods start again elsewhere.
+        """
+        self._set_here(row, here=here)
+        self._want = sample_size(self._cluster.nodes.here)
+        self._no_room.clear()
+        if not here:
+            there = [pod for pod, run in self._running.items() if self._record.node[run] == row]
+            for pod in there:
+                if self._offline[pod]:
+                    self._displace(pod, time, Ending.LEFT)
+                else:
+                    self._stop(pod, time, Ending.LEFT)
+                    self._record.state[pod] = State.FINISHED
+            if self._usage is not None:
+                self._usage.leave(row, time)
+        self._wake(time)
 
     def _tick(self, time: int) -> None:
         """A usage window is complete: look at its age, forecast when due, evict if wanted."""
@@ -340,23 +401,44 @@ class _Replay:
 
         Since then nothing was freed, so kube-scheduler would only hear the same again.
         """
-        request, horizon = self._requests[pod], self._horizon[pod]
+        request, horizon, kind = self._requests[pod], self._horizon[pod], self._kind[pod]
         return any(
             request.millicpu >= refused.millicpu
             and request.memory >= refused.memory
             and request.extended >= refused.extended
             and horizon >= shorter
-            for refused, shorter in self._no_room
+            and kind == other
+            for refused, shorter, other in self._no_room
+        )
+
+    def _note_no_room(self, pod: int) -> None:
+        """No node has room for a pod, until something is freed.
+
+        A pod that spreads is not noted: a pod that starts elsewhere may make room for it.
+        """
+        kind = self._kind[pod]
+        if self._placing is None or not self._placing.spreads(kind):
+            self._no_room.append((self._requests[pod], self._horizon[pod], kind))
+
+    def _frees(self, pod: int) -> bool:
+        """Whether a pod's start may let another one start: one that spreads beside it."""
+        return (
+            self._placing is not None
+            and len(self._waiting) > 0
+            and self._placing.counted(self._kind[pod])
         )
 
     def _hopeless(self, pod: int) -> bool:
-        """Whether a pod asks for more than any node could give with nothing on it."""
+        """Whether a pod asks for more than any node that it may use has with nothing on it."""
         request, nodes = self._requests[pod], self._cluster.nodes
-        return bool(
-            request.millicpu > nodes.allocatable[CPU].max()
-            or request.memory > nodes.allocatable[MEMORY].max()
-            or request.extended > self._cluster.emptied.max()
+        able = (
+            (nodes.allocatable[CPU] >= request.millicpu)
+            & (nodes.allocatable[MEMORY] >= request.memory)
+            & (self._cluster.emptied >= request.extended)
         )
+        if self._placing is not None:
+            able &= self._placing.standing(self._kind[pod]).fits
+        return not able.any()
 
     def _need(self, pod: int) -> tuple[int, int]:
         """Millicores of headroom without which a pod cannot start, and of which kind."""
@@ -394,9 +476,12 @@ class _Replay:
 
 
 def _requests(scenario: Scenario, options: ReplayOptions) -> list[Request]:
-    """What kube-scheduler sees of each pod."""
+    """What kube-scheduler sees of each pod; pods that ask for the same share one value."""
     pods = scenario.pods
     managed = pods.offline & options.reclaim
-    ordinary = np.where(managed, 0, pods.millicpu).tolist()
-    extended = np.where(managed, pods.millicpu, 0).tolist()
-    return list(map(Request, ordinary, pods.memory.tolist(), extended))
+    asks = np.stack(
+        [np.where(managed, 0, pods.millicpu), pods.memory, np.where(managed, pods.millicpu, 0)]
+    )
+    kinds, which = np.unique(asks, axis=1, return_inverse=True)
+    shared = [Request(*ask) for ask in kinds.T.tolist()]
+    return [shared[kind] for kind in which.ravel().tolist()]

@@ -14,6 +14,9 @@ from shadow.scenario import Pods
 RESOURCES = "resources"
 """No node has the CPU, memory, or pod slots by kube-scheduler's own count."""
 
+CONSTRAINTS = "constraints"
+"""Nodes have the room, but taints, affinity or topology spread forbid them."""
+
 
 class State(IntEnum):
     """What had become of a pod when the replay stopped; every pod is in one state."""
@@ -37,6 +40,8 @@ class Ending(IntEnum):
     """Its node was hot."""
     PREEMPTED = 2
     """An online pod needed its place."""
+    LEFT = 3
+    """Its node went away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +85,7 @@ class ReplayResult:
         pods: those of the scenario; state: [P] of `State`; attempts: [P] decisions about each.
         waited: [P] seconds from arrival until it first ran, or until the stop.
         refused: how many pods had to wait for each reason (`extender.snapshot.Reason` in lower
-            case, or RESOURCES where kube-scheduler's own filters left no node).
+            case, or RESOURCES or CONSTRAINTS where kube-scheduler's own filters left no node).
         used: [N, T] cores that online pods used in each window, None where the trace has no usage.
         forecasts: None where the trace has no usage.
         decisions: how many were taken.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -15,6 +15,8 @@ from models.grid import WINDOW, UsageGrid
 from models.policy import horizon_index
 from models.trace import Trace, usage_grid
 from shadow.cluster import Fleet
+from shadow.constraints import Constraints, constraints_of, pod_kinds
+from shadow.events import NEVER
 from shadow.options import ReplayOptions
 
 GIB = 2**30
@@ -38,6 +40,7 @@ class Pods:
         horizon: index of the horizon that an offline pod asks for.
         node: row of the node that the trace names for an online pod, else -1.
         grid: row in the usage grid, -1 for offline pods.
+        kind: of `Scenario.constraints`, None where nothing restricts pods.
     """
 
     names: tuple[str, ...]
@@ -50,6 +53,7 @@ class Pods:
     horizon: Ints
     node: Ints
     grid: Ints
+    kind: Ints | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -59,7 +63,8 @@ class Pods:
 class Scenario:
     """All that happens in [start, stop), seconds since the epoch, but for what is decided.
 
-    ``grid`` is the online pods' usage, None where the trace has none.
+    ``grid`` is the online pods' usage, None where the trace has none; ``constraints`` what the
+    trace says of where pods may run, None where it says nothing or its nodes are not its own.
     """
 
     name: str
@@ -68,6 +73,7 @@ class Scenario:
     fleet: Fleet
     pods: Pods
     grid: UsageGrid | None
+    constraints: Constraints | None = None
 
 
 def build_scenario(trace: Trace, options: ReplayOptions) -> Scenario:
@@ -80,11 +86,19 @@ def build_scenario(trace: Trace, options: ReplayOptions) -> Scenario:
     known = grid if grid.windows else None
     start, stop = _period(trace, known, options)
     online = _alive(grid, start, stop)
-    fleet = _fleet(trace, grid, online, start, options)
+    own = _has_own_nodes(trace, options)
+    fleet = _own_nodes(trace) if own else _equal_nodes(trace, grid, online, start, options)
+    if fleet.left is not None:  # what was on a node that has left is gone with it
+        home = _homes(trace.pods.filter(pl.col("tier") == "online")[online], fleet)
+        online = online[(home < 0) | (fleet.left[home] > start)]
+    kinds, kind = pod_kinds(trace.pods)
+    constraints = constraints_of(trace.nodes, kinds) if own else None
+    if constraints is not None:
+        trace = replace(trace, pods=trace.pods.with_columns(kind=kind))
     pods = _pods(trace, grid, online, fleet, start, stop, options)
     if len(pods) == 0:
         raise TraceError(f"{trace.name}: no pod is alive in the replayed period.")
-    return Scenario(trace.name, start, stop, fleet, pods, known)
+    return Scenario(trace.name, start, stop, fleet, pods, known, constraints)
 
 
 def _period(trace: Trace, grid: UsageGrid | None, options: ReplayOptions) -> tuple[int, int]:
@@ -120,18 +134,26 @@ def _alive(grid: UsageGrid, start: int, stop: int) -> Ints:
     return np.flatnonzero((grid.born < stop) & (grid.gone > start))
 
 
-def _fleet(
-    trace: Trace, grid: UsageGrid, online: Ints, start: int, options: ReplayOptions
-) -> Fleet:
-    """The trace's nodes, or equal ones where it has none or others are wanted."""
-    if trace.nodes is None or options.nodes is not None or options.node_cpu is not None:
-        return _equal_nodes(trace, grid, online, start, options)
-    if trace.nodes.height == 0:
+def _has_own_nodes(trace: Trace, options: ReplayOptions) -> bool:
+    """Whether the replay is on the trace's nodes: it has some, and no others are wanted."""
+    return trace.nodes is not None and options.nodes is None and options.node_cpu is None
+
+
+def _own_nodes(trace: Trace) -> Fleet:
+    """The trace's nodes, with when they are there."""
+    nodes = trace.nodes
+    if nodes is None or nodes.height == 0:
         raise TraceError(f"{trace.name}: nodes.parquet lists no node; leave the file out.")
+    lives = {
+        name: nodes[column].dt.epoch("s").fill_null(otherwise).to_numpy()
+        for name, column, otherwise in (("joined", "start", -NEVER), ("left", "end", NEVER))
+        if column in nodes.columns and nodes[column].null_count() < nodes.height
+    }
     return Fleet(
-        tuple(trace.nodes["node"]),
-        np.rint(trace.nodes["cpu"].to_numpy() * 1000).astype(np.int64),
-        np.rint(trace.nodes["memory"].to_numpy() * GIB).astype(np.int64),
+        tuple(nodes["node"]),
+        np.rint(nodes["cpu"].to_numpy() * 1000).astype(np.int64),
+        np.rint(nodes["memory"].to_numpy() * GIB).astype(np.int64),
+        **lives,
     )
 
 
@@ -190,15 +212,13 @@ def _pods(
     """Online pods that are alive and offline pods that arrive in [start, stop)."""
     services = trace.pods.filter(pl.col("tier") == "online")[online]
     jobs = _jobs(trace, grid, fleet, start, stop, options)
-    table = pl.concat([services, jobs]).with_columns(
+    table = pl.concat([services, jobs], how="diagonal").with_columns(
         arrival=pl.col("start").dt.epoch("s").clip(start), gone=pl.col("end").dt.epoch("s")
     )
-    arrival = table["arrival"].to_numpy()
-    gone = table["gone"].to_numpy()
-    duration = np.maximum(gone - arrival, 1)
     offline = (table["tier"] == "offline").to_numpy()
-    index = {name: row for row, name in enumerate(fleet.names)}
-    node = np.array([index.get(name, -1) for name in table["node"]], np.int64)
+    node = np.where(offline, -1, _homes(table, fleet))
+    arrival, gone = _lives(table, node, fleet)
+    duration = np.maximum(gone - arrival, 1)
     # What runs at the start was placed before: known places first, then the largest pods, so that
     # a full cluster does not begin with pods that find no node.
     size = np.where(arrival == start, -table["cpu_request"].to_numpy(), 0.0)
@@ -212,9 +232,27 @@ def _pods(
         duration=duration[order],
         gone=np.maximum(gone, arrival + 1)[order],
         horizon=_horizons(duration, options)[order],
-        node=np.where(offline, -1, node)[order],
+        node=node[order],
         grid=np.concatenate([online, np.full(jobs.height, -1)])[order].astype(np.int64),
+        # Generated jobs are of the first kind: they want nothing.
+        kind=table["kind"].fill_null(0).to_numpy()[order] if "kind" in table.columns else None,
     )
+
+
+def _homes(pods: pl.DataFrame, fleet: Fleet) -> Ints:
+    """Row of the node that the trace names for each pod, else -1."""
+    index = {name: row for row, name in enumerate(fleet.names)}
+    return np.array([index.get(name, -1) for name in pods["node"]], np.int64)
+
+
+def _lives(pods: pl.DataFrame, node: Ints, fleet: Fleet) -> tuple[Ints, Ints]:
+    """From when and until when each pod lives, never without the node that the trace names."""
+    arrival, gone = pods["arrival"].to_numpy(), pods["gone"].to_numpy()
+    if fleet.joined is not None:
+        arrival = np.where(node < 0, arrival, np.maximum(arrival, fleet.joined[node]))
+    if fleet.left is not None:
+        gone = np.where(node < 0, gone, np.minimum(gone, fleet.left[node]))
+    return arrival, gone
 
 
 def _jobs(

@@ -46,6 +46,10 @@ class OnlineUsage:
         """Note that one pod of a node has ended; it uses nothing from then on."""
         self._pods[row] -= 1
 
+    def leave(self, row: int, time: int) -> None:
+        """A node goes away: what was on it uses nothing from then on."""
+        self.node[row, max(self._grid.column(time) - self.first, 0) :] = 0
+
     def at(self, time: int) -> Floats:
         """The nodes' usage in the last complete window, [N] cores."""
         column = self._grid.column(time) - 1 - self.first
