@@ -102,26 +102,26 @@ class Spent:
         return measured
 
 
-def cluster(nodes: int) -> Trace:
+def cluster(nodes: int, count: int = PODS) -> Trace:
     """Equal nodes and short pods of both tiers that arrive over a day, a tenth of the CPU at once.
 
     Like openb, whose pods last minutes: nearly every decision finds a node.
     """
     rng = np.random.default_rng(nodes)
-    start = np.sort(rng.integers(0, 86_400, PODS))
-    length = rng.lognormal(np.log(600), 1.0, PODS).astype(np.int64) + 1
-    offline = rng.random(PODS) < 0.4
-    names = [f"pod-{index}" for index in range(PODS)]
+    start = np.sort(rng.integers(0, 86_400, count))
+    length = rng.lognormal(np.log(600), 1.0, count).astype(np.int64) + 1
+    offline = rng.random(count) < 0.4
+    names = [f"pod-{index}" for index in range(count)]
     pods = pl.DataFrame(
         {
             "pod": names,
             "workload": names,
             "tier": np.where(offline, "offline", "online"),
-            "cpu_request": rng.choice([1.0, 4.0, 8.0, 12.0], PODS),
-            "memory_request": rng.choice([2.0, 8.0, 32.0], PODS),
+            "cpu_request": rng.choice([1.0, 4.0, 8.0, 12.0], count),
+            "memory_request": rng.choice([2.0, 8.0, 32.0], count),
             "start": moments(start),
             "end": moments(start + length),
-            "node": pl.Series([None] * PODS, dtype=pl.String),
+            "node": pl.Series([None] * count, dtype=pl.String),
         }
     )
     table = pl.DataFrame(

@@ -8,11 +8,11 @@ without such needs, which is all that a trace knows of, so they are left out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from models.arrays import Bools, Floats, Ints
+from models.arrays import Bools, Ints
 
 MAX_NODE_SCORE = 100
 DEFAULT_MILLICPU = 100
@@ -31,15 +31,32 @@ class Request:
     """What kube-scheduler counts for one pod: ordinary CPU and memory, and the extended resource.
 
     millicpu and extended in millicores, memory in bytes. ``extended`` is the ask for reclaimed CPU.
+
+    Fields that follow from these, in the shape in which `NodeState` needs them:
+        counts: [T] what changes in its table where the pod runs.
+        ordinary: [2, 2, 1] without the pod and with it, CPU and memory.
+        scored: [2, 1] CPU and memory that it is scored with.
     """
 
     millicpu: int
     memory: int
     extended: int
+    counts: Ints = field(init=False, repr=False, compare=False)
+    ordinary: Ints = field(init=False, repr=False, compare=False)
+    scored: Ints = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Make the arrays once: pods that ask for the same share them."""
+        cpu, memory = self.millicpu, self.memory
+        scored = [cpu or DEFAULT_MILLICPU, memory or DEFAULT_MEMORY]
+        counts = np.array([-cpu, -memory, -self.extended, -1, cpu, memory, -scored[0], -scored[1]])
+        object.__setattr__(self, "counts", counts)
+        object.__setattr__(self, "ordinary", np.array([[[0], [0]], [[cpu], [memory]]]))
+        object.__setattr__(self, "scored", np.array(scored)[:, None])
 
 
 class NodeState:
-    """What kube-scheduler's cache holds of N nodes; all that is mutable here.
+    """What kube-scheduler's cache holds of N nodes; all here that changes.
 
     Fields:
         allocatable: [2, N] millicores and bytes; 0 where a node does not say.
@@ -51,15 +68,17 @@ class NodeState:
 
     def __init__(self, millicpu: Ints, memory: Ints, max_pods: int) -> None:
         slots = np.full(len(millicpu), max_pods, np.int64)
-        self.free: Ints = np.stack([millicpu, memory, millicpu, slots]).astype(np.int64)
+        none = np.zeros_like(slots)
+        # One table, so that one operation counts a pod and one gathers what a score needs.
+        self._table: Ints = np.stack(
+            [millicpu, memory, millicpu, slots, none, none, millicpu, memory]
+        ).astype(np.int64)
+        self.free: Ints = self._table[:4]
+        self.unscored: Ints = self._table[6:]
         self.allocatable: Ints = self.free[:EXTENDED].copy()
-        self.unscored: Ints = self.allocatable.copy()
         self._divisor: Ints = np.maximum(self.allocatable, 1)
-        both = (millicpu > 0) & (memory > 0)
-        self._kinds: Ints = np.where(both, 2, 1)
-        self._halves: Floats = np.where(both, 0.5, 0.0)
-        # Balance of each node as it is, so that a score computes only what a pod makes of it.
-        self._balance: Ints = np.full(len(millicpu), MAX_NODE_SCORE, np.int64)
+        self._both: Bools = (millicpu > 0) & (memory > 0)
+        self._all_both = bool(self._both.all())
         self.here = len(millicpu)
 
     def __len__(self) -> int:
@@ -67,11 +86,11 @@ class NodeState:
 
     def add(self, row: int, request: Request) -> None:
         """Count a pod on a node."""
-        self._count(row, request, 1)
+        self._table[:, row] += request.counts
 
     def remove(self, row: int, request: Request) -> None:
         """Stop counting a pod on a node."""
-        self._count(row, request, -1)
+        self._table[:, row] -= request.counts
 
     def leave(self, row: int) -> None:
         """A node goes away: nothing fits on it."""
@@ -82,24 +101,6 @@ class NodeState:
         """A node comes that was not here."""
         self.free[SLOTS, row] += GONE
         self.here += 1
-
-    def _count(self, row: int, request: Request, sign: int) -> None:
-        self.free[CPU, row] -= sign * request.millicpu
-        self.free[MEMORY, row] -= sign * request.memory
-        self.free[EXTENDED, row] -= sign * request.extended
-        self.free[SLOTS, row] -= sign
-        self.unscored[CPU, row] -= sign * (request.millicpu or DEFAULT_MILLICPU)
-        self.unscored[MEMORY, row] -= sign * (request.memory or DEFAULT_MEMORY)
-        if request.millicpu or request.memory:
-            self._balance[row] = self._balanced(row)
-
-    def _balanced(self, row: int) -> int:
-        """One node's balance as it is; plain numbers are quicker than arrays of one."""
-        cpu, memory = (
-            min((int(self.allocatable[r, row]) - int(self.free[r, row])) / int(divisor), 1.0)
-            for r, divisor in enumerate(self._divisor[:, row])
-        )
-        return int((1 - abs(cpu - memory) * float(self._halves[row])) * MAX_NODE_SCORE)
 
     def fits(self, request: Request) -> Bools:
         """NodeResourcesFit's filter, [N]: a resource that is not requested is not looked at."""
@@ -115,12 +116,13 @@ class NodeState:
     def least_allocated(self, rows: Ints, request: Request) -> Ints:
         """NodeResourcesFit's score, 0..100: the mean over CPU and memory of the share left free."""
         left = self.unscored.take(rows, axis=1)
-        left[CPU] -= request.millicpu or DEFAULT_MILLICPU
-        left[MEMORY] -= request.memory or DEFAULT_MEMORY
+        left -= request.scored
         np.maximum(left, 0, out=left)
         left *= MAX_NODE_SCORE
         left //= self._divisor.take(rows, axis=1)
-        mean: Ints = (left[CPU] + left[MEMORY]) // self._kinds.take(rows)
+        mean: Ints = left[CPU] + left[MEMORY]
+        # A node with only one of the two resources is scored by that one.
+        mean //= 2 if self._all_both else np.where(self._both.take(rows), 2, 1)
         return mean
 
     def balanced_allocation(self, rows: Ints, request: Request) -> Ints:
@@ -131,17 +133,18 @@ class NodeState:
         """
         if not (request.millicpu or request.memory):
             return np.zeros(len(rows), np.int64)
-        requested = self.allocatable.take(rows, axis=1) - self.free[:EXTENDED].take(rows, axis=1)
-        requested[CPU] += request.millicpu
-        requested[MEMORY] += request.memory
+        requested = self._table[4:6].take(rows, axis=1) + request.ordinary
         fraction = requested / self._divisor.take(rows, axis=1)
         np.minimum(fraction, 1.0, out=fraction)
+        deviation = np.abs(fraction[:, CPU] - fraction[:, MEMORY])
         # A node with only one of the two resources is always balanced.
-        deviation = np.abs(fraction[CPU] - fraction[MEMORY]) * self._halves.take(rows)
-        after = ((1 - deviation) * MAX_NODE_SCORE).astype(np.int64)
-        before = self._balance.take(rows)
-        half = MAX_NODE_SCORE // 2
-        score: Ints = half + (half + after - before) // 2
+        deviation *= 0.5 if self._all_both else np.where(self._both.take(rows), 0.5, 0.0)
+        before, after = ((1 - deviation) * MAX_NODE_SCORE).astype(np.int64)
+        after -= before
+        after += MAX_NODE_SCORE // 2
+        after //= 2
+        after += MAX_NODE_SCORE // 2
+        score: Ints = after
         return score
 
 

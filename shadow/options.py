@@ -58,8 +58,9 @@ class ReplayOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     candidates: Annotated[int, Meta(ge=0)] = 32
     """To how many nodes filter narrows (the server's default); 0 for all."""
 
-    extender_weight: Annotated[int, Meta(ge=1)] = 1
-    """Weight of the extender's scores in kube-scheduler's configuration."""
+    extender_weight: Annotated[int, Meta(ge=1)] = 2
+    """Weight of the extender's scores in kube-scheduler's configuration, of each of its two entries
+    (2, as shipped); both rank an offline pod."""
 
     duration_blur: Annotated[float, Meta(ge=0)] = 0.0
     """Standard deviation of the log of expected / real duration of offline pods. 0 knows durations

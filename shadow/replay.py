@@ -215,7 +215,9 @@ class _Replay:
         if self._placing is not None:
             score += self._placing.score(self._kind[pod], rows)
         if ranks is not None:
-            score += ranks * (MAX_NODE_SCORE // MAX_SCORE * self._options.extender_weight)
+            entries = 2 if self._offline[pod] else 1
+            weight = entries * self._options.extender_weight
+            score += ranks * (MAX_NODE_SCORE // MAX_SCORE * weight)
         return int(rows[pick(score, self._rng)])
 
     def _ask_extender(self, pod: int, rows: Ints, time: int) -> Verdicts:
