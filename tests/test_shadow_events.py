@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shadow.events import Kind, Timeline, Waiting
+from shadow.events import ARRIVAL, END, JOIN, LEAVE, TICK, Kind, Timeline, Waiting
 
 
 def test_events_come_in_order_and_ends_make_room_first() -> None:
@@ -75,3 +75,16 @@ def test_what_is_ready_stays_as_it_was_when_the_queue_changes() -> None:
     waiting.remove(0)
     waiting.add(9, 1, 0)
     assert ready.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_nodes_change_before_what_arrives_at_the_same_second() -> None:
+    changes = [(5, JOIN, 1), (5, LEAVE, 0), (9, LEAVE, 1)]
+    timeline = Timeline(np.array([5]), first=0, ticks=range(5, 9, 5), stop=9, changes=changes)
+    timeline.end_at(5, 7)
+    assert list(timeline) == [
+        (5, END, 7),
+        (5, LEAVE, 0),
+        (5, JOIN, 1),
+        (5, TICK, -1),
+        (5, ARRIVAL, 0),
+    ]

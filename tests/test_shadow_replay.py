@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +33,7 @@ from tests.shadow_traces import (
     pods_table,
     recent,
     tidal_trace,
+    times,
     usage_table,
 )
 
@@ -388,7 +390,41 @@ def random_traces(draw: st.DrawFn) -> Trace:
         end = begin + int(rng.integers(1, 3 * HOUR))
         ask = float(rng.choice([0.0, 0.1, 1.0, 2.0, 30.0]))
         rows.append((f"job-{index}", "offline", ask, float(rng.integers(0, 6)), begin, end, None))
-    return Trace("random", nodes_table(nodes), pods_table(rows), usage_table(usage))
+    table, pods = nodes_table(nodes), pods_table(rows)
+    if draw(st.booleans()):
+        table, pods = restless(rng, table, pods)
+    return Trace("random", table, pods, usage_table(usage))
+
+
+def restless(
+    rng: np.random.Generator, nodes: pl.DataFrame, pods: pl.DataFrame
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Nodes that join and leave, but for those that the trace names; pods that are choosy."""
+    named = set(pods["node"].drop_nulls())
+    lives = [
+        (None, None)
+        if node in named
+        else (int(rng.integers(0, 7 * HOUR)), int(rng.integers(7 * HOUR, 8 * HOUR)))
+        for node in nodes["node"]
+    ]
+    moments = [
+        [None if t is None else times([t])[0] for t in life] for life in zip(*lives, strict=True)
+    ]
+    moment = pl.Datetime("us", "UTC")
+    gpu = [{"key": "gpu", "effect": str(rng.choice(["NoSchedule", "PreferNoSchedule"]))}]
+    spread = {"maxSkew": 1, "topologyKey": "zone", "labelSelector": {"matchLabels": {"app": "x"}}}
+    hard = json.dumps([spread | {"whenUnsatisfiable": "DoNotSchedule"}])
+    return nodes.with_columns(
+        pl.Series("start", moments[0], dtype=moment),
+        pl.Series("end", moments[1], dtype=moment),
+        pl.Series(
+            "labels", [json.dumps({"zone": str(z)}) for z in rng.integers(2, size=len(lives))]
+        ),
+        pl.Series("taints", [json.dumps(gpu if rng.random() < 0.3 else []) for _ in lives]),
+    ), pods.with_columns(
+        labels=pl.lit('{"app": "x"}'),
+        topology_spread=pl.Series([hard if rng.random() < 0.3 else None for _ in pods["pod"]]),
+    )
 
 
 models = st.sampled_from(["none", "nothing", "recent"])
@@ -430,8 +466,11 @@ def check_states(result: ReplayResult) -> None:
         assert (begin <= end).all()
         assert (end[:-1] <= begin[1:]).all()
         assert (runs.ending[mine][:-1] != Ending.NATURAL).all()
-        over = len(mine) == 0 or runs.ending[mine][-1] != Ending.NATURAL
         state = State(int(result.state[pod]))
+        if not pods.offline[pod] and len(mine) and runs.ending[mine][-1] == Ending.LEFT:
+            assert state is State.FINISHED  # an online pod ends with its node
+            continue
+        over = len(mine) == 0 or runs.ending[mine][-1] != Ending.NATURAL
         assert over == (state in {State.WAITING, State.REFUSED, State.MISSED})
         if state is State.FINISHED:
             due = begin[-1] + pods.duration[pod] if pods.offline[pod] else pods.gone[pod]
@@ -449,6 +488,9 @@ def check_resources(result: ReplayResult) -> None:
         pod, node, begin = runs.pod[at], runs.node[at], runs.begin[at]
         if pods.node[pod] >= 0:
             continue  # the trace itself put it there
+        if fleet.joined is not None and fleet.left is not None:
+            assert fleet.joined[node] <= begin < fleet.left[node]
+            assert runs.end[at] <= max(fleet.left[node], result.start)
         # Runs are in the order of their begin, so those before this one were there already.
         there = np.flatnonzero((runs.node[:at] == node) & (runs.end[:at] > begin))
         others = runs.pod[there]

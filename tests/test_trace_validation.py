@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import polars as pl
 import pytest
 
 from models.errors import TraceError
-from models.trace import Trace, read_trace, write_trace
+from models.trace import Trace, digest, read_trace, write_trace
 from tests.traces import minutes, nodes, pods, put, save, shared, usage
 
 
@@ -209,3 +210,95 @@ def test_real_usage_in_other_units(tmp_path: Path, name: str, factor: int) -> No
     table = trace.usage.with_columns(pl.col("cpu") * scale, pl.col("cpu_max") * scale)
     with pytest.raises(TraceError, match="column 'cpu'"):
         write_trace(Trace(name, None, trace.pods, table), tmp_path / name)
+
+
+# Where pods may run, and when nodes are there
+
+
+def with_text(table: pl.DataFrame, column: str, row: int, text: str) -> pl.DataFrame:
+    return table.with_columns(
+        pl.when(pl.int_range(pl.len()) == row).then(pl.lit(text)).alias(column)
+    )
+
+
+def skew(**fields: object) -> str:
+    plain = {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"}
+    return json.dumps([plain | fields])
+
+
+WRONG_JSON = [
+    ("pods", "labels", "app=web", "malformed"),
+    ("pods", "labels", '{"app": 1}', "Expected `str`, got `int`"),
+    ("pods", "node_selector", "[]", "Expected `object`, got `array`"),
+    ("pods", "tolerations", '[{"operator": "Gt"}]', "Invalid enum value 'Gt'"),
+    ("pods", "topology_spread", skew(maxSkew=0), "Expected `int` >= 1"),
+    ("pods", "topology_spread", skew(whenUnsatisfiable="x"), "Invalid enum value 'x'"),
+    (
+        "pods",
+        "node_affinity",
+        '{"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 5}]}',
+        "missing required field `preference`",
+    ),
+    (
+        "pods",
+        "node_affinity",
+        (
+            '{"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": '
+            '[{"matchExpressions": [{"key": "a", "operator": "Gt", "values": ["x"]}]}]}}'
+        ),
+        "operator Gt needs one whole number",
+    ),
+    ("nodes", "taints", '[{"key": "a", "effect": "Never"}]', "Invalid enum value 'Never'"),
+]
+
+
+@pytest.mark.parametrize(("table", "column", "text", "message"), WRONG_JSON)
+def test_what_kubernetes_would_not_write(
+    tmp_path: Path, table: str, column: str, text: str, message: str
+) -> None:
+    own = with_text({"nodes": nodes(), "pods": pods()}[table], column, 1, text)
+    with pytest.raises(TraceError) as caught:
+        read_trace(save(tmp_path / "t", **{table: own}))
+    assert f"{table}.parquet: row 1, column '{column}'" in str(caught.value)
+    assert message in str(caught.value)
+
+
+def test_a_flag_must_be_one(tmp_path: Path) -> None:
+    own = nodes().with_columns(unschedulable=pl.lit("no"))
+    with pytest.raises(TraceError, match=r"'unschedulable' has type String and must be true or"):
+        read_trace(save(tmp_path / "t", nodes=own))
+
+
+def test_what_is_right_comes_back_and_changes_the_digest(tmp_path: Path) -> None:
+    plain = read_trace(save(tmp_path / "plain"))
+    own = with_text(pods(), "topology_spread", 0, skew(labelSelector={"matchLabels": {"a": "b"}}))
+    table = nodes().with_columns(unschedulable=pl.int_range(pl.len()) == 0)
+    trace = read_trace(save(tmp_path / "t", pods=own, nodes=table))
+    assert trace.pods["topology_spread"].null_count() == trace.pods.height - 1
+    assert trace.nodes is not None
+    assert trace.nodes["unschedulable"].to_list()[:2] == [True, False]
+    write_trace(trace, tmp_path / "copy")
+    assert digest(read_trace(tmp_path / "copy")) == digest(trace) != digest(plain)
+    assert "labels" not in plain.pods.columns  # what a file lacks costs nothing
+
+
+def test_a_pod_lives_while_its_node_is_there(tmp_path: Path) -> None:
+    first, last = pods().select(pl.col("start").min(), pl.col("end").max()).row(0)
+    own = pods().with_columns(node=pl.lit(nodes()["node"][0]))
+    for column, moment in (("start", last), ("end", first)):
+        table = nodes().with_columns(pl.lit(moment).alias(column))
+        with pytest.raises(TraceError, match=rf"row \d, column '{column}': .* the pod's node"):
+            read_trace(save(tmp_path / column, nodes=table, pods=own))
+    both = nodes().with_columns(start=pl.lit(last), end=pl.lit(first))
+    with pytest.raises(TraceError, match=r"column 'end': .* is not after the node's start"):
+        read_trace(save(tmp_path / "both", nodes=both))
+
+
+def test_a_pod_without_an_end_ends_with_its_node(tmp_path: Path) -> None:
+    left = pods()["start"].max() + timedelta(minutes=1)  # type: ignore[operator]
+    own = pods().with_columns(
+        end=pl.lit(None, pods()["end"].dtype), node=pl.lit(nodes()["node"][0])
+    )
+    table = nodes().with_columns(end=pl.lit(left))
+    trace = read_trace(save(tmp_path / "t", nodes=table, pods=own, usage=usage().clear()))
+    assert (trace.pods["end"] <= left).all()
