@@ -72,6 +72,15 @@ Blur = Annotated[
     float,
     typer.Option("--blur", help="Spread (log) of expected against real durations; 0 knows them."),
 ]
+Seeds = Annotated[
+    int, typer.Option("--seeds", min=1, help="Replay under so many seeds, from --seed on.")
+]
+Jobs = Annotated[
+    int | None,
+    typer.Option(
+        "--jobs", min=1, help="Replays at once, where there are several seeds. Default: each core."
+    ),
+]
 Evict = Annotated[
     bool, typer.Option("--evict", help="Evict offline pods from nodes above the ceiling.")
 ]
@@ -99,6 +108,8 @@ def replay(
     refresh_minutes: Refresh = 15,
     blur: Blur = 0.0,
     evict: Evict = False,
+    seeds: Seeds = 1,
+    jobs: Jobs = None,
     machines: Annotated[
         bool,
         typer.Option("--machines", help="Also count the machines that the same work needs."),
@@ -116,20 +127,23 @@ def replay(
     from shadow import machines as counting
     from shadow import report
     from shadow.figures import figures
-    from shadow.replay import replay as run
+    from shadow.parallel import cores, replay_seeds
+    from shadow.seeds import mean_of
 
     read = read_trace(trace)
     chosen, own_policy = _model(model, tracking_uri), read_policy(policy)
     with _progress("replay") as step:
-        result = run(
+        results = replay_seeds(
             read,
             chosen,
             policy=own_policy,
             options=options,
+            seeds=seeds,
+            jobs=jobs or cores(),
             progress=step,
             clock=time.perf_counter,
         )
-    found = figures(result)
+    found = mean_of([figures(result) for result in results])
     rows, shown = report.figure_rows(found), msgspec.to_builtins(found)
     if machines:
         with _progress("machines") as step:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+import msgspec
+
+from models.model import Model
+from models.policy import Policy
+from models.trace import Trace
+from shadow.options import ReplayOptions
+from shadow.replay import Clock, Progress, replay
+from shadow.result import ReplayResult
 
 Answer = TypeVar("Answer")
 
@@ -56,6 +62,43 @@ def each(
         futures = [pool.submit(work, *arguments) for arguments in calls]
         _watch(futures, step)
         return [future.result() for future in futures]
+
+
+def replay_seeds(
+    trace: Trace,
+    model: Model | None,
+    *,
+    policy: Policy | None,
+    options: ReplayOptions,
+    seeds: int,
+    jobs: int,
+    progress: Progress | None = None,
+    clock: Clock | None = None,
+) -> list[ReplayResult]:
+    """Replay a trace under so many seeds, from that of the options on; see `shadow.replay.replay`.
+
+    Raises:
+        TraceError: as `shadow.replay.replay`.
+    """
+    if seeds == 1:
+        return [
+            replay(trace, model, policy=policy, options=options, progress=progress, clock=clock)
+        ]
+    seeded = [
+        msgspec.structs.replace(options, seed=options.seed + number) for number in range(seeds)
+    ]
+    calls = [(trace, model, policy, own, clock) for own in seeded]
+    return each(_replayed, calls, jobs=jobs, progress=progress)
+
+
+def _replayed(
+    trace: Trace,
+    model: Model | None,
+    policy: Policy | None,
+    options: ReplayOptions,
+    clock: Clock | None,
+) -> ReplayResult:
+    return replay(trace, model, policy=policy, options=options, clock=clock)
 
 
 def _watch(futures: Sequence[Future[Answer]], step: Callable[[float], None]) -> None:

@@ -60,6 +60,15 @@ def test_replay_prints_a_table(trace: str) -> None:
         assert name in shown
 
 
+def test_several_seeds_give_their_mean(trace: str) -> None:
+    common = ("replay", "--trace", trace, "--json", "--hours", "3", "--model", "requests")
+    one, other, both = (
+        json.loads(run(*common, *more))["decisions"]
+        for more in (["--seed", "4"], ["--seed", "5"], ["--seed", "4", "--seeds", "2"])
+    )
+    assert both == round((one + other) / 2)
+
+
 def test_replay_counts_machines(trace: str) -> None:
     found = json.loads(
         run("replay", "--trace", trace, "--model", "trailing-max-24h", "--machines", "--json")

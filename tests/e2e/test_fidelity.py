@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ from tests.controlplane.fixtures import or_unavailable
 from tests.controlplane.process import wait_until
 from tests.controlplane.prometheus import find_prometheus
 from tests.e2e.recorded import homes, known, replayed, trace_of
-from tests.e2e.world import DURATION, NODE_CPU, RESOURCE, World, build_world, reclaimable
+from tests.e2e.world import DURATION, NODE_CPU, NODES, RESOURCE, World, build_world, reclaimable
 
 pytestmark = [pytest.mark.controlplane, pytest.mark.timeout(600)]
 
@@ -34,27 +33,13 @@ def world(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory)
     namespace = f"test-{secrets.token_hex(4)}"
     workload.create_namespace(control_plane.admin, namespace)
     try:
-        with build_world(control_plane, namespace, tmp_path_factory.mktemp("fidelity")) as made:
+        folder = tmp_path_factory.mktemp("fidelity")
+        # One forecast for all of it, so that both decide on the same.
+        with build_world(control_plane, namespace, folder, refresh_seconds=3600) as made:
             yield made
     finally:
         control_plane.stop_process(SCHEDULER)
         workload.delete_all(control_plane.admin)
-
-
-@pytest.fixture
-def forecast(world: World, first: float) -> None:
-    """Wait until the forecasts have forgotten what an earlier test let run."""
-    wait_until(lambda: forecasts(world) < 1.015 * first, 90, "the forecasts are as at first")
-
-
-@pytest.fixture(scope="module")
-def first(world: World) -> float:
-    return forecasts(world)
-
-
-def forecasts(world: World) -> float:
-    """The sum of all nodes' forecasts for a day, cores."""
-    return sum(node["horizons"][-1]["forecast_cores"] for node in world.extender.nodes().values())
 
 
 # One choice only
@@ -195,7 +180,6 @@ def prepare(world: World) -> tuple[list[Json], dict[str, str]]:
     return arriving, expected
 
 
-@pytest.mark.usefixtures("forecast")
 def test_where_the_choice_is_unique_both_choose_the_same(world: World) -> None:
     arriving, expected = prepare(world)
     admin = world.plane.admin
@@ -220,54 +204,33 @@ def test_where_the_choice_is_unique_both_choose_the_same(world: World) -> None:
 # Distributions
 
 
-@dataclass(frozen=True)
-class Load:
-    """What each node holds, sorted: shares of its CPU promised, of its CPU and memory requested."""
-
-    promised: Floats
-    cpu: Floats
-    memory: Floats
-    total: float = field(default=0.0)
-
-    @staticmethod
-    def mean(loads: list[Load]) -> Load:
-        """Of several seeds."""
-        return Load(
-            *(np.mean([getattr(load, name) for load in loads], axis=0) for name in PARTS),
-            total=float(np.mean([load.total for load in loads])),
-        )
-
-
 PARTS = ("promised", "cpu", "memory")
+"""CPU that is promised, and CPU and memory that are requested."""
 
 
-def load_of(placed: Mapping[str, str], pods: list[Json]) -> Load:
-    """The load of pods (manifests) that are placed on nodes."""
-    sums: dict[str, Counter[str]] = {part: Counter() for part in PARTS}
+def load_of(placed: Mapping[str, str], pods: list[Json]) -> Floats:
+    """What the pods that are placed take of each node, [PARTS, N] shares, from low to high."""
+    sums = np.zeros((len(PARTS), NODES))
     for pod in pods:
         node = placed.get(pod["metadata"]["name"])
-        if node is None:
-            continue
-        requests = pod["spec"]["containers"][0]["resources"]["requests"]
-        sums["promised"][node] += int(requests.get(RESOURCE, 0)) / 1000 / NODE_CPU
-        sums["cpu"][node] += int(requests.get("cpu", "0m")[:-1]) / 1000 / NODE_CPU
-        sums["memory"][node] += int(requests.get("memory", "0Mi")[:-2]) / 1024 / NODE_MEMORY
-    return Load(
-        *(np.sort([sums[part][f"node-{n:02d}"] for n in range(50)]) for part in PARTS),
-        total=sum(sums["promised"].values()) * NODE_CPU,
-    )
+        if node is not None:
+            requests = pod["spec"]["containers"][0]["resources"]["requests"]
+            sums[:, int(node.removeprefix("node-"))] += (
+                int(requests.get(RESOURCE, 0)) / 1000 / NODE_CPU,
+                int(requests.get("cpu", "0m")[:-1]) / 1000 / NODE_CPU,
+                int(requests.get("memory", "0Mi")[:-2]) / 1024 / NODE_MEMORY,
+            )
+    return np.sort(sums, axis=1)
 
 
-def compare(real: Load, replays: list[ReplayResult], pods: list[Json]) -> None:
-    """Within 2 %: the sum of promises, and each node's share, the emptiest to the fullest."""
-    shadow = Load.mean([load_of(homes(result), pods) for result in replays])
-    assert shadow.total == pytest.approx(real.total, rel=TOLERANCE)
-    for part in PARTS:
-        ours, theirs = getattr(shadow, part), getattr(real, part)
-        assert np.abs(ours - theirs).mean() < TOLERANCE, (part, ours, theirs)
+def compare(real: Floats, replays: Sequence[ReplayResult], pods: list[Json]) -> None:
+    """Within 2 %: the sum of promises, and the share of each node, the emptiest to the fullest."""
+    shadow = np.mean([load_of(homes(result), pods) for result in replays], axis=0)
+    assert shadow[0].sum() == pytest.approx(real[0].sum(), rel=TOLERANCE)
+    off = dict(zip(PARTS, np.abs(shadow - real).mean(axis=1).tolist(), strict=True))
+    assert max(off.values()) < TOLERANCE, off
 
 
-@pytest.mark.usefixtures("forecast")
 @pytest.mark.parametrize(("share", "online"), [(0.5, 150), (1.3, 50)], ids=["half", "overloaded"])
 def test_elsewhere_the_distributions_are_the_same(world: World, share: float, online: int) -> None:
     admin = world.plane.admin

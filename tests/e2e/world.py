@@ -212,7 +212,9 @@ def reclaimable(node: Json) -> int:
 
 
 @contextmanager
-def build_world(plane: ControlPlane, namespace: str, folder: Path) -> Iterator[World]:
+def build_world(
+    plane: ControlPlane, namespace: str, folder: Path, *, refresh_seconds: int = 5
+) -> Iterator[World]:
     """Fill 50 nodes, remember a day, start Prometheus, the extender and kube-scheduler."""
     names = [f"node-{number:02d}" for number in range(NODES)]
     workload.create_nodes(plane.admin, (objects.node(name, cpu=NODE_CPU) for name in names))
@@ -236,7 +238,7 @@ def build_world(plane: ControlPlane, namespace: str, folder: Path) -> Iterator[W
                 "kubeconfig": str(plane.kubeconfig(account)),
                 "prometheus": {"url": prometheus.url, "history_days": 1, "delay_seconds": 10},
                 "model": {"directory": str(folder / "models")},
-                "refresh_seconds": 5,
+                "refresh_seconds": refresh_seconds,
                 "hold_seconds": 5,
             },
         )
