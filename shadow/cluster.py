@@ -116,7 +116,7 @@ class Cluster:
         its requests.
         """
         self._known = np.asarray(np.isfinite(forecast).all(axis=1))
-        requested = (self.nodes.allocatable[CPU] - self.nodes.free[CPU])[:, None] / 1000
+        requested = self.nodes.requested[CPU][:, None] / 1000
         known = self._known[:, None]
         self.forecast = np.asfortranarray(np.where(known, forecast, requested))
         self.expected = np.asfortranarray(np.where(known, expected, requested))
@@ -184,7 +184,7 @@ class Cluster:
         )
 
     def _count_requests(self, row: int) -> None:
-        requested = int(self.nodes.allocatable[CPU, row] - self.nodes.free[CPU, row]) / 1000
+        requested = self.nodes.requested[CPU, row] / 1000
         self.forecast[row] = requested
         self.expected[row] = requested
         self._changed(row)

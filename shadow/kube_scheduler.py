@@ -22,6 +22,7 @@ DEFAULT_MEMORY = 200 * 1024 * 1024
 MIN_FEASIBLE = 100
 """Below this number of nodes all of them are looked at (`minFeasibleNodesToFind`)."""
 CPU, MEMORY, EXTENDED, SLOTS = range(4)
+_UNSCORED, _DIVISOR = slice(6, 8), slice(8, 10)
 GONE = 2**40
 """Slots that a node which is not here lacks: more than any node has."""
 
@@ -33,7 +34,7 @@ class Request:
     millicpu and extended in millicores, memory in bytes. ``extended`` is the ask for reclaimed CPU.
 
     Fields that follow from these, in the shape in which `NodeState` needs them:
-        counts: [T] what changes in its table where the pod runs.
+        counts: [8] what changes in its table where the pod runs.
         ordinary: [2, 2, 1] without the pod and with it, CPU and memory.
         scored: [2, 1] CPU and memory that it is scored with.
     """
@@ -62,6 +63,7 @@ class NodeState:
         allocatable: [2, N] millicores and bytes; 0 where a node does not say.
         free: [4, N] what NodeResourcesFit may still give: CPU and MEMORY by requests, EXTENDED, and
             pod SLOTS. Negative where the trace itself put too much on a node.
+        requested: [2, N] of CPU and MEMORY.
         unscored: [2, N] what its score takes for free: pods that request nothing count as well.
         here: how many nodes are here; the others have no slots.
     """
@@ -71,12 +73,13 @@ class NodeState:
         none = np.zeros_like(slots)
         # One table, so that one operation counts a pod and one gathers what a score needs.
         self._table: Ints = np.stack(
-            [millicpu, memory, millicpu, slots, none, none, millicpu, memory]
+            [millicpu, memory, millicpu, slots, none, none, millicpu, memory, millicpu, memory]
         ).astype(np.int64)
+        np.maximum(self._table[_DIVISOR], 1, out=self._table[_DIVISOR])
         self.free: Ints = self._table[:4]
-        self.unscored: Ints = self._table[6:]
+        self.requested: Ints = self._table[4:6]
+        self.unscored: Ints = self._table[_UNSCORED]
         self.allocatable: Ints = self.free[:EXTENDED].copy()
-        self._divisor: Ints = np.maximum(self.allocatable, 1)
         self._both: Bools = (millicpu > 0) & (memory > 0)
         self._all_both = bool(self._both.all())
         self.here = len(millicpu)
@@ -86,11 +89,11 @@ class NodeState:
 
     def add(self, row: int, request: Request) -> None:
         """Count a pod on a node."""
-        self._table[:, row] += request.counts
+        self._table[:8, row] += request.counts
 
     def remove(self, row: int, request: Request) -> None:
         """Stop counting a pod on a node."""
-        self._table[:, row] -= request.counts
+        self._table[:8, row] -= request.counts
 
     def leave(self, row: int) -> None:
         """A node goes away: nothing fits on it."""
@@ -113,17 +116,17 @@ class NodeState:
             fit &= self.free[EXTENDED] >= request.extended
         return fit
 
+    def score(self, rows: Ints, request: Request) -> Ints:
+        """The sum of both scores; what they read is gathered once."""
+        gathered = self._table[4:].take(rows, axis=1)
+        score = self._least(gathered, rows, request)
+        if request.millicpu or request.memory:
+            score += self._balance(gathered, rows, request)
+        return score
+
     def least_allocated(self, rows: Ints, request: Request) -> Ints:
         """NodeResourcesFit's score, 0..100: the mean over CPU and memory of the share left free."""
-        left = self.unscored.take(rows, axis=1)
-        left -= request.scored
-        np.maximum(left, 0, out=left)
-        left *= MAX_NODE_SCORE
-        left //= self._divisor.take(rows, axis=1)
-        mean: Ints = left[CPU] + left[MEMORY]
-        # A node with only one of the two resources is scored by that one.
-        mean //= 2 if self._all_both else np.where(self._both.take(rows), 2, 1)
-        return mean
+        return self._least(self._table[4:].take(rows, axis=1), rows, request)
 
     def balanced_allocation(self, rows: Ints, request: Request) -> Ints:
         """NodeResourcesBalancedAllocation's score, 50..100, or 0 for a pod without requests.
@@ -133,8 +136,20 @@ class NodeState:
         """
         if not (request.millicpu or request.memory):
             return np.zeros(len(rows), np.int64)
-        requested = self._table[4:6].take(rows, axis=1) + request.ordinary
-        fraction = requested / self._divisor.take(rows, axis=1)
+        return self._balance(self._table[4:].take(rows, axis=1), rows, request)
+
+    def _least(self, gathered: Ints, rows: Ints, request: Request) -> Ints:
+        left = gathered[2:4] - request.scored
+        np.maximum(left, 0, out=left)
+        left *= MAX_NODE_SCORE
+        left //= gathered[4:]
+        mean: Ints = left[CPU] + left[MEMORY]
+        # A node with only one of the two resources is scored by that one.
+        mean //= 2 if self._all_both else np.where(self._both.take(rows), 2, 1)
+        return mean
+
+    def _balance(self, gathered: Ints, rows: Ints, request: Request) -> Ints:
+        fraction = (gathered[:2] + request.ordinary) / gathered[4:]
         np.minimum(fraction, 1.0, out=fraction)
         deviation = np.abs(fraction[:, CPU] - fraction[:, MEMORY])
         # A node with only one of the two resources is always balanced.

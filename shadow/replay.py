@@ -210,8 +210,7 @@ class _Replay:
             ranks = np.array(to_wire_scores(verdicts.score[passed]), np.int64)
         if len(rows) == 1:
             return int(rows[0])
-        score = nodes.least_allocated(rows, request)
-        score += nodes.balanced_allocation(rows, request)
+        score = nodes.score(rows, request)
         if self._placing is not None:
             score += self._placing.score(self._kind[pod], rows)
         if ranks is not None:

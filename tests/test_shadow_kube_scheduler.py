@@ -192,6 +192,8 @@ def test_scores_equal_the_slow_rules(
     gain = slow_balance(list(capacity), after) - slow_balance(list(capacity), list(held))
     expected = 50 + (50 + gain) // 2 if any(pod) else 0
     assert nodes.balanced_allocation(rows(1), request).tolist() == [expected]
+    both = nodes.least_allocated(rows(1), request) + expected
+    assert nodes.score(rows(1), request).tolist() == both.tolist()
 
 
 @given(st.lists(st.tuples(st.integers(0, 500), st.integers(0, 500)), max_size=8))

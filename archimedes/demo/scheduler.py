@@ -98,8 +98,7 @@ class Scheduler:
     def _best(self, rows: Ints, ranks: Mapping[str, int], request: Request) -> int:
         if len(rows) == 1:
             return int(rows[0])
-        score = self.nodes.least_allocated(rows, request)
-        score += self.nodes.balanced_allocation(rows, request)
+        score = self.nodes.score(rows, request)
         score += np.array([10 * ranks.get(self._names[row], 0) for row in rows])
         return int(rows[pick(score, self._rng)])
 
