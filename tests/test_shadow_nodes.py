@@ -87,15 +87,16 @@ def test_a_node_that_joins_takes_who_waits() -> None:
 
 def test_what_ran_on_a_node_that_left_uses_nothing_any_more() -> None:
     day = 86_400
-    rows = [online("web", 0, 3 * day, 4.0, "n0"), online("far", 0, 4 * day, 4.0, "n1")]
-    left = trace(rows, leaves={0: 3 * day})
-    usage = usage_table({"web": [1.0] * 3 * 288, "far": [2.0] * 4 * 288})
+    # Only n0 holds the web's 7 cores, and it leaves a day after the start.
+    rows = [online("web", 0, 4 * day, 7.0), online("far", 0, 4 * day, 4.0, "n1")]
+    left = trace(rows, cores=(8.0, 6.0), leaves={0: 3 * day})
+    usage = usage_table({"web": [1.0] * 4 * 288, "far": [2.0] * 4 * 288})
     result = replay(
         Trace("used", left.nodes, left.pods, usage), None, options=ReplayOptions(hours=48)
     )
     used = node_series(result).used
     assert used is not None
-    windows = 288  # a day after the start
+    windows = 288  # a day
     assert (used[0, :windows] == 1.0).all()
     assert (used[0, windows:] == 0.0).all()
     assert (used[1] == 2.0).all()
@@ -142,6 +143,28 @@ def test_pods_that_spread_alternate_and_wake_each_other() -> None:
     rows = [online("full", 0, 1000, 8.0, "n1")]
     rows += [online(f"web-{n}", 10 + n, 5000, 1.0) for n in range(4)]
     names = [row[0] for row in rows[1:]]
+    result = replay(spreading(rows, "nobody"), None)
+    begun = [story(result, name)[0][:2] for name in names]
+    assert begun[0] == (0, 10)
+    assert [begin for _, begin in begun[1:]] == [1000, 1000, 1000]
+    assert sorted(node for node, _ in begun) == [0, 0, 1, 1]
+
+
+def test_a_pod_is_not_kept_waiting_by_one_that_may_run_elsewhere_only() -> None:
+    rows = [online("a", 0, 1000, 8.0, "n0"), online("b", 0, 2000, 8.0, "n1")]
+    rows += [online("own", 10, 3000), online("any", 20, 3000)]
+    plain = labelled(trace(rows), {}, {"disk": "fast"})
+    result = replay(wanting(plain, "node_selector", {"disk": "fast"}, ["own"]), None)
+    assert story(result, "any") == [(0, 1000, 3000, Ending.NATURAL)]
+    assert story(result, "own") == [(1, 2000, 3000, Ending.NATURAL)]
+
+
+def spreading(rows: list[ROW], pinned: str) -> Trace:
+    """Zones a and b of one node each; all `web-` pods spread with a skew of 1.
+
+    The pinned pod is counted with them, does not spread itself, and runs in zone b only.
+    """
+    names = [row[0] for row in rows if row[0].startswith("web-")]
     plain = labelled(trace(rows), {"zone": "a"}, {"zone": "b"})
     spread = {
         "maxSkew": 1,
@@ -149,14 +172,29 @@ def test_pods_that_spread_alternate_and_wake_each_other() -> None:
         "whenUnsatisfiable": "DoNotSchedule",
         "labelSelector": {"matchLabels": {"app": "web"}},
     }
-    chosen = wanting(
-        wanting(plain, "labels", {"app": "web"}, names), "topology_spread", [spread], names
-    )
-    result = replay(chosen, None)
-    begun = [story(result, name)[0][:2] for name in names]
-    assert begun[0] == (0, 10)
-    assert [begin for _, begin in begun[1:]] == [1000, 1000, 1000]
-    assert sorted(node for node, _ in begun) == [0, 0, 1, 1]
+    chosen = wanting(plain, "labels", {"app": "web"}, [*names, pinned])
+    chosen = wanting(chosen, "topology_spread", [spread], names)
+    return wanting(chosen, "node_selector", {"zone": "b"}, [pinned])
+
+
+def test_a_pod_that_arrives_may_let_another_one_start() -> None:
+    # a has web-0; b has 1 core left, so web-1 waits until the small pod makes it 1 and 1.
+    rows = [online("full", 0, 5000, 7.0, "n1"), online("web-0", 1, 5000), online("web-1", 2, 5000)]
+    rows.append(online("small", 700, 5000, 1.0))
+    result = replay(spreading(rows, "small"), None)
+    assert story(result, "small") == [(1, 700, 5000, Ending.NATURAL)]
+    assert story(result, "web-1") == [(0, 700, 5000, Ending.NATURAL)]
+
+
+def test_a_refused_spread_does_not_speak_for_the_next() -> None:
+    # At 1000 web-1 is refused, then the small pod starts in b, so web-2 fits in a.
+    rows = [online("full", 0, 5000, 7.0, "n1"), online("one", 0, 1000, 1.0, "n1")]
+    rows += [online("web-0", 1, 5000), online("web-1", 2, 5000), online("small", 3, 5000, 1.0)]
+    rows.append(online("web-2", 4, 5000))
+    result = replay(spreading(rows, "small"), None)
+    assert story(result, "small") == [(1, 1000, 5000, Ending.NATURAL)]
+    assert story(result, "web-2") == [(0, 1000, 5000, Ending.NATURAL)]
+    assert state_of(result, "web-1") is State.MISSED
 
 
 def test_other_nodes_than_the_traces_restrict_nobody() -> None:
