@@ -33,7 +33,7 @@ Track: TypeAlias = Callable[[Sequence[Path]], Iterable[Path]]
 """Passes files on, showing a progress bar where there is somebody to see it."""
 
 
-_POD_SCHEMA = {c.name: c.stored for c in PODS if c.name not in {"tier", "node"}}
+_POD_SCHEMA = {c.name: c.stored for c in PODS if not c.extra and c.name not in {"tier", "node"}}
 _USAGE_SCHEMA = pa.schema(
     [
         ("pod", pa.large_string()),
