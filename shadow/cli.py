@@ -155,12 +155,13 @@ def replay(
     if html is not None:
         from shadow.report_page import write_replay_page
 
-        write_replay_page(html, result, found, rows)
+        # Plots show one replay, the table what all seeds come to.
+        write_replay_page(html, results[0], found, rows)
     if log:
         from models.registry import Registry
         from shadow.logged import log_replay
 
-        shown["run_id"] = log_replay(Registry(tracking_uri), read, result, found, rows, shown)
+        shown["run_id"] = log_replay(Registry(tracking_uri), read, results[0], found, rows, shown)
     if as_json:
         typer.echo(msgspec.json.encode(shown))
     else:

@@ -8,10 +8,10 @@ import numpy as np
 import polars as pl
 
 from models.trace import Trace
-from shadow.figures import node_series
 from shadow.options import ReplayOptions
 from shadow.replay import replay
 from shadow.result import CONSTRAINTS, Ending, ReplayResult, State
+from shadow.series import node_series
 from tests.shadow_traces import ROW, nodes_table, pods_table, times, usage_table
 
 HOUR = 3600
