@@ -23,13 +23,16 @@ from extender.decision_log import DecisionLog
 from extender.events import Events
 from extender.handlers import Pages, Verbs
 from extender.loops import Loops
-from extender.ports import Clock, Cluster, ModelSource, UsageSource
+from extender.ports import Clock, Cluster, ModelSource
+from extender.recorder import Recorder
+from extender.recording import SUFFIX
 from extender.refresh import Refresher
 from extender.settings import Settings
 from extender.state import State
 from extender.telemetry import Telemetry, configure_logs
 from extender.tls import Gate
 from models.errors import ArchimedesError, SettingsError
+from models.usage_source import UsageSource
 
 _KEEPALIVE_SECONDS = 300.0
 """kube-scheduler keeps idle connections for 90 s; closing first would cost it a failed call."""
@@ -72,10 +75,13 @@ class Server:
         self.state = State(settings, clock)
         self.decisions = _open_log(settings.decision_log)
         self.gate = Gate(settings.tls, self.telemetry) if settings.tls.cert_file else None
-        self.refresher = Refresher(self.state, parts.usage, settings, clock, self.telemetry)
+        self.recorder = _open_recorder(settings, self.telemetry)
+        self.refresher = Refresher(
+            self.state, parts.usage, settings, clock, self.telemetry, self.recorder
+        )
         self.events = Events(settings.events, clock, self.state, parts.cluster, self.telemetry)
         shared = (settings, clock, self.decisions, self.telemetry, self.events)
-        self.calls = Calls(self.state, *shared)
+        self.calls = Calls(self.state, *shared, self.recorder)
         self.binder = Binder(self.state, parts.cluster, *shared)
         self.loops = Loops(
             self.state,
@@ -118,6 +124,8 @@ class Server:
         await self.parts.cluster.close()
         if self.parts.usage is not None:
             await self.parts.usage.close()
+        if self.recorder is not None:
+            await asyncio.to_thread(self.recorder.close)
         self.decisions.close()
 
     def _other_loops(self) -> dict[str, Callable[[], Awaitable[None]]]:
@@ -205,8 +213,8 @@ def production_parts(settings: Settings) -> Parts:
     from extender.cluster import KubeCluster
     from extender.credentials import Credentials
     from extender.kube import KubeApi
-    from extender.prometheus import PrometheusSource
     from extender.registry_client import mlflow_headers
+    from models.prometheus import PrometheusSource
 
     telemetry = Telemetry()
     api = KubeApi(Credentials(settings.kubeconfig))
@@ -265,3 +273,20 @@ def _open_log(path: str) -> DecisionLog:
         return DecisionLog(Path(path) if path else None)
     except OSError as e:
         raise SettingsError(f"decision_log: {path} cannot be written: {e.strerror}") from e
+
+
+def _open_recorder(settings: Settings, telemetry: Telemetry) -> Recorder | None:
+    """The recorder beside the decision log, where there is one."""
+    if not settings.decision_log or not settings.recording_megabytes:
+        return None
+    folder = Path(settings.decision_log + SUFFIX)
+    try:
+        return Recorder(
+            folder,
+            max_bytes=settings.recording_megabytes * 2**20,
+            max_age=settings.recording_hours * 3600,
+            advertise_share=settings.advertise_share,
+            dropped=telemetry.unrecorded.inc,
+        )
+    except OSError as e:
+        raise SettingsError(f"decision_log: {folder} cannot be made: {e.strerror}") from e

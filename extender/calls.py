@@ -15,6 +15,8 @@ from extender.events import Events
 from extender.ledger import Stage
 from extender.ports import Clock
 from extender.preemption import nodes_with_room
+from extender.recorder import Recorder
+from extender.recording import Recorded
 from extender.settings import Settings
 from extender.snapshot import Reason, Snapshot
 from extender.state import State
@@ -60,13 +62,16 @@ class Calls:
         decisions: DecisionLog,
         telemetry: Telemetry,
         events: Events,
+        recorder: Recorder | None = None,
     ) -> None:
+        """``recorder``: None where decisions are not to be made again."""
         self._state = state
         self._settings = settings
         self._clock = clock
         self._log = decisions
         self._telemetry = telemetry
         self._events = events
+        self._recorder = recorder
 
     def filter(self, body: bytes) -> Answer:
         """Which of the offered nodes may take the pod; holds its ask on each of them.
@@ -131,6 +136,8 @@ class Calls:
         if not self._is_repeat(pod, held := tuple(rows[passed].tolist())):
             rejected = _tally(failed, unresolvable)
             self._record(pod, offer.names, passed, verdicts, snapshot, rejected)
+            if self._recorder is not None:
+                self._recorder.put(Recorded(now, pod.uid, snapshot, rows, pod.ask, policy, limit))
         if pod.offline:
             expires = now + self._settings.hold_seconds
             self._state.ledger.hold(

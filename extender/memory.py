@@ -18,9 +18,10 @@ from extender.kube_types import (
     Pod,
     PodSpec,
 )
-from extender.ports import ClusterError, Feed, PodEvent, UsageBlock
+from extender.ports import ClusterError, Feed, PodEvent
 from models.grid import UsageGrid
 from models.model import Model
+from models.usage_source import UsageBlock
 
 
 class MemoryCluster:

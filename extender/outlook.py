@@ -11,13 +11,13 @@ import numpy as np
 
 from extender.ask import PodFacts
 from extender.state import Capture
-from extender.usage import UsageStore
 from models.arrays import Floats, Ints
 from models.grid import WINDOW
 from models.history import build_history
 from models.model import Model
 from models.policy import HORIZONS
 from models.rolling import Forecast, RollingForecast
+from models.usage_store import UsageStore
 
 _PODS_PER_GROUP = 16_384
 """Pods whose week is unpacked at a time: 130 MB, several times over while it is aggregated."""

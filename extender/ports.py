@@ -5,12 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from extender.kube_types import ConfigMap, FinishedPod, Node, Pod
-from models.arrays import Floats32
 from models.model import Model
 
 if TYPE_CHECKING:
@@ -84,33 +83,6 @@ class Cluster(Protocol):
 
     async def write_event(self, event: PodEvent) -> None:
         """Create an event on a pod. Raises ClusterError."""
-
-    async def close(self) -> None:
-        """Close connections."""
-
-
-class UsageError(Exception):
-    """Usage could not be read; the text says why. What is known stays, and grows older."""
-
-
-@dataclass(frozen=True, slots=True)
-class UsageBlock:
-    """Usage of K pods in W consecutive windows.
-
-    start: of the first window, seconds since the epoch, a multiple of 300.
-    pods: ``namespace/name``, each once. cpu: [K, W] cores, NaN where not observed.
-    """
-
-    start: int
-    pods: Sequence[str]
-    cpu: Floats32
-
-
-class UsageSource(Protocol):
-    """Where usage comes from: Prometheus, or a trace."""
-
-    async def read(self, start: int, windows: int) -> UsageBlock:
-        """The windows from ``start`` on, of all pods of the cluster. Raises UsageError."""
 
     async def close(self) -> None:
         """Close connections."""

@@ -10,13 +10,16 @@ import structlog
 
 from extender.ask import PodFacts
 from extender.outlook import Champion, Outlook, unknown
-from extender.ports import Clock, UsageError, UsageSource
+from extender.ports import Clock
+from extender.recorder import Recorder
+from extender.recording import OnlinePod, Refresh
 from extender.settings import Settings
-from extender.state import NO_MODEL, State
+from extender.state import NO_MODEL, Capture, State
 from extender.telemetry import Telemetry
-from extender.usage import UsageReader, UsageStore
 from models.arrays import Floats
 from models.model import Model
+from models.usage_source import UsageError, UsageSource
+from models.usage_store import UsageReader, UsageStore
 
 log = structlog.get_logger()
 
@@ -31,11 +34,15 @@ class Refresher:
         settings: Settings,
         clock: Clock,
         telemetry: Telemetry,
+        recorder: Recorder | None = None,
     ) -> None:
+        """``recorder``: None where nobody wants to know later what was forecast."""
         self._state = state
         self._store = UsageStore()
-        self._reader = UsageReader(source, self._store, settings)
+        self._reader = UsageReader(source, self._store, settings.prometheus)
         self._fallback = settings.policy
+        self._share = settings.advertise_share
+        self._recorder = recorder
         self._clock = clock
         self._telemetry = telemetry
         self._champion: Champion | None = None
@@ -81,6 +88,9 @@ class Refresher:
                 outlook = await asyncio.to_thread(champion.outlook, capture, self._store)
         self._compare(capture.nodes, outlook)
         self._state.serve(capture, outlook.forecast, outlook.newest, version, policy)
+        if self._recorder is not None:
+            about = (self._clock(), self._store.time, version, self._share)
+            self._recorder.put(lambda: _recorded(capture, outlook, *about))
 
     def _compare(self, nodes: Sequence[str], outlook: Outlook) -> None:
         """Count in how many nodes the newest window was above the forecast then in force."""
@@ -97,6 +107,27 @@ class Refresher:
             outlook.forecast.forecast[:, 0],
             self._store.time,
         )
+
+
+def _recorded(
+    capture: Capture, outlook: Outlook, time: float, usage_end: int, version: str, share: float
+) -> Refresh:
+    """What is recorded of a refresh: the forecast, and the pods that count in it."""
+    return Refresh(
+        time=time,
+        usage_end=usage_end,
+        model_version=version,
+        nodes=capture.nodes,
+        allocatable=capture.allocatable,
+        forecast=outlook.forecast.forecast,
+        expected=outlook.forecast.expected,
+        pods={
+            pod.key: OnlinePod(pod.key, pod.node, pod.request, pod.started)
+            for pod in capture.pods
+            if pod.request or not pod.offline
+        },
+        advertise_share=share,
+    )
 
 
 def _online(pods: Sequence[PodFacts]) -> frozenset[str]:

@@ -18,43 +18,12 @@ from msgspec import Meta
 
 from models.errors import SettingsError
 from models.policy import Policy
+from models.usage_source import PrometheusSettings
 
 _LABEL = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
+_LEAST_RECORDING = 64
 _RESOURCE = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?/[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?")
-
-
-class PrometheusSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where the pods' CPU usage comes from."""
-
-    url: str = ""
-    """Address of the Prometheus-compatible server, such as http://prometheus.monitoring:9090.
-    Empty: there is no usage, so nothing is ever promised."""
-
-    cluster_label: dict[str, str] = {}
-    """Label matchers, name to value, that select this cluster's series, such as {cluster: blue}.
-    Needed where one server holds several clusters: their pods may have the same names."""
-
-    query: str = ""
-    """PromQL whose result is one series of cores for each pod, with labels namespace and pod.
-    Empty: the rate of container_cpu_usage_seconds_total; cluster_label is then added to it."""
-
-    history_days: Annotated[int, Meta(ge=1, le=7)] = 7
-    """Days of usage that are read at the start. Forecasters look back a week at most; fewer days
-    start faster and know less of the weekly rhythm."""
-
-    delay_seconds: Annotated[float, Meta(ge=0, le=300)] = 30.0
-    """Seconds after its end at which a window is asked for: scrapes and remote writes arrive late.
-    Lower is fresher, at the risk of incomplete windows (these are read again with the next)."""
-
-    timeout_seconds: Annotated[float, Meta(gt=0, le=600)] = 60.0
-    """Seconds that one query may take. Queries run in the background, so nothing waits for them."""
-
-    token_file: str = ""
-    """File with a bearer token, read again for each query. Empty: none is sent."""
-
-    ca_file: str = ""
-    """File with the certificates of the server's authority. Empty: the system's."""
 
 
 class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -192,6 +161,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """File for one JSON line per decision, rotated at 64 MiB with one predecessor. Empty: the last
     10,000 decisions are kept in memory only."""
 
+    recording_megabytes: Annotated[int, Meta(ge=0, le=1_000_000)] = 512
+    """Megabytes of the recording beside the decision log (FILE.recording): what each decision was
+    made on, for `archimedes shadow follow`. At least 64, or 0 for none. Higher reaches further."""
+
+    recording_hours: Annotated[float, Meta(gt=0, le=8760)] = 50.0
+    """Hours after which recorded decisions are removed. The live shadow may be away for so long
+    and misses nothing: two days, and a margin."""
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severity that is logged, as JSON lines on stderr."""
 
@@ -290,6 +267,8 @@ def _problems(settings: Settings) -> Iterator[str]:
             f"resource: {settings.resource!r} is no extended resource: it needs a domain of your "
             "own and a /, such as archimedes.dev/reclaimed-millicpu"
         )
+    if 0 < settings.recording_megabytes < _LEAST_RECORDING:
+        yield f"recording_megabytes: must be 0, or at least {_LEAST_RECORDING}: four segments"
     if settings.drain_seconds < settings.bind_seconds:
         yield "drain_seconds: must not be less than bind_seconds, or a bind could be cut off"
     yield from _tls_problems(settings.tls, settings.insecure_listen)

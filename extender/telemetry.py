@@ -92,6 +92,10 @@ class Telemetry:
             "archimedes_runs_file_errors",
             "Failures to read or write the file of runs; durations are learned anew meanwhile.",
         )
+        self.unrecorded = self._counter(
+            "archimedes_recording_dropped",
+            "Decisions and refreshes missing in the recording: the disk was full or too slow.",
+        )
         # Forecasts
         self.usage_end = self._gauge(
             "archimedes_usage_end_timestamp_seconds", "When the newest usage window ended."

@@ -11,9 +11,10 @@ from extender.app import Parts, Server
 from extender.kube_types import Node, Pod
 from extender.memory import FixedModel, MemoryCluster
 from extender.outlook import unknown
-from extender.settings import EventSettings, PrometheusSettings, Settings, TlsSettings
+from extender.settings import EventSettings, Settings, TlsSettings
 from models.policy import HORIZONS, Policy
 from models.rolling import Forecast
+from models.usage_source import PrometheusSettings
 
 RESOURCE = "archimedes.dev/reclaimed-millicpu"
 START = 1_700_000_100.0  # a multiple of 300

@@ -13,7 +13,6 @@ from extender.settings import (
     EventSettings,
     LockSettings,
     ModelSettings,
-    PrometheusSettings,
     Settings,
     TlsSettings,
     describe,
@@ -24,6 +23,7 @@ from extender.settings import (
 from extender.telemetry import Telemetry
 from models.errors import SettingsError
 from models.policy import Policy
+from models.usage_source import PrometheusSettings
 
 TLS = {"cert_file": "tls.crt", "key_file": "tls.key", "client_ca_file": "ca.crt"}
 DOCS = Path(__file__).resolve().parent.parent / "docs"

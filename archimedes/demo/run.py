@@ -17,7 +17,7 @@ from archimedes.demo.world import World
 from archimedes.progress import Step
 from extender.app import Parts, Server, listening
 from extender.champion import ChampionSource
-from extender.settings import ModelSettings, PrometheusSettings, Settings
+from extender.settings import ModelSettings, Settings
 from models.artifact import load_model, save_model
 from models.classical import classical
 from models.errors import ArchimedesError
@@ -25,6 +25,7 @@ from models.model import Model
 from models.policy import Policy
 from models.registry import Registry
 from models.trace import Trace, digest, usage_grid
+from models.usage_source import PrometheusSettings
 from models.versions import FORECASTER_TAG, TARGET_TAG, TRACE_TAG
 from shadow.compare import Candidate, Comparison, compare
 from shadow.kube_scheduler import NodeState

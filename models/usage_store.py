@@ -8,10 +8,9 @@ from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
-from extender.ports import UsageBlock, UsageError, UsageSource
-from extender.settings import Settings
 from models.arrays import Bools, Floats, Floats32, Ints
 from models.grid import DAY, WEEK, WINDOW
+from models.usage_source import PrometheusSettings, UsageBlock, UsageError, UsageSource
 
 _BLOCK = 1024
 """Rows that are allocated at a time: 8 MB."""
@@ -157,11 +156,13 @@ class UsageStore:
 class UsageReader:
     """Keeps a store up to date: first the past, newest part first, then each new window."""
 
-    def __init__(self, source: UsageSource | None, store: UsageStore, settings: Settings) -> None:
+    def __init__(
+        self, source: UsageSource | None, store: UsageStore, settings: PrometheusSettings
+    ) -> None:
         self._source = source
         self._store = store
-        self._windows = min(settings.prometheus.history_days * DAY, WEEK)
-        self._delay = settings.prometheus.delay_seconds
+        self._windows = min(settings.history_days * DAY, WEEK)
+        self._delay = settings.delay_seconds
         self._missing: deque[tuple[int, int]] = deque()
 
     async def catch_up(self, now: float, pods: frozenset[str]) -> None:

@@ -11,10 +11,9 @@ import aiohttp
 import msgspec
 import numpy as np
 
-from extender.ports import UsageBlock, UsageError
-from extender.settings import PrometheusSettings
 from models.errors import SettingsError
 from models.grid import WINDOW
+from models.usage_source import PrometheusSettings, UsageBlock, UsageError
 
 MAX_ANSWER = 2**28
 """Bytes of the largest answer that is read: 256 MiB, some ten million samples."""

@@ -1,0 +1,72 @@
+"""Where usage comes from: what a source gives, and how Prometheus is reached."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Protocol
+
+import msgspec
+from msgspec import Meta
+
+from models.arrays import Floats32
+
+
+class PrometheusSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the pods' CPU usage comes from."""
+
+    url: str = ""
+    """Address of the Prometheus-compatible server, such as http://prometheus.monitoring:9090.
+    Empty: there is no usage, so nothing is ever promised."""
+
+    cluster_label: dict[str, str] = {}
+    """Label matchers, name to value, that select this cluster's series, such as {cluster: blue}.
+    Needed where one server holds several clusters: their pods may have the same names."""
+
+    query: str = ""
+    """PromQL whose result is one series of cores for each pod, with labels namespace and pod.
+    Empty: the rate of container_cpu_usage_seconds_total; cluster_label is then added to it."""
+
+    history_days: Annotated[int, Meta(ge=1, le=7)] = 7
+    """Days of usage that are read at the start. Forecasters look back a week at most; fewer days
+    start faster and know less of the weekly rhythm."""
+
+    delay_seconds: Annotated[float, Meta(ge=0, le=300)] = 30.0
+    """Seconds after its end at which a window is asked for: scrapes and remote writes arrive late.
+    Lower is fresher, at the risk of incomplete windows (these are read again with the next)."""
+
+    timeout_seconds: Annotated[float, Meta(gt=0, le=600)] = 60.0
+    """Seconds that one query may take. Queries run in the background, so nothing waits for them."""
+
+    token_file: str = ""
+    """File with a bearer token, read again for each query. Empty: none is sent."""
+
+    ca_file: str = ""
+    """File with the certificates of the server's authority. Empty: the system's."""
+
+
+class UsageError(Exception):
+    """Usage could not be read; the text says why. What is known stays, and grows older."""
+
+
+@dataclass(frozen=True, slots=True)
+class UsageBlock:
+    """Usage of K pods in W consecutive windows.
+
+    start: of the first window, seconds since the epoch, a multiple of 300.
+    pods: ``namespace/name``, each once. cpu: [K, W] cores, NaN where not observed.
+    """
+
+    start: int
+    pods: Sequence[str]
+    cpu: Floats32
+
+
+class UsageSource(Protocol):
+    """Where usage comes from: Prometheus, or a trace."""
+
+    async def read(self, start: int, windows: int) -> UsageBlock:
+        """The windows from ``start`` on, of all pods of the cluster. Raises UsageError."""
+
+    async def close(self) -> None:
+        """Close connections."""
