@@ -251,7 +251,9 @@ class Decoder:
             index = {n: row for n, row in self._index.items() if n not in set(entry.dropped)}
             self._index = index | entry.named
         self._policy = entry.policy or self._policy
-        unknown = {name: np.full(len(self._fields["allocatable"]), np.nan) for name in NOT_KEPT}
+        unknown: dict[str, Any] = {
+            name: np.full(len(self._fields["allocatable"]), np.nan) for name in NOT_KEPT
+        }
         known = {field.name for field in fields(Snapshot)}
         kept = {name: value for name, value in self._fields.items() if name in known}
         return Recorded(

@@ -10,6 +10,7 @@ event, because artifact stores cannot append.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import time
@@ -37,6 +38,9 @@ T = TypeVar("T")
 _ABSENT = "RESOURCE_DOES_NOT_EXIST"
 _HISTORY = "archimedes.history."
 _INTENT = "archimedes.intent"
+
+SHADOW_TAG = "archimedes.shadow"
+"""Tag of a run with the version whose live figures it holds; prefix of the version's own tags."""
 
 _ENVIRONMENT = {
     # Quiet: nothing of MLflow's own on stdout, no telemetry, no alembic chatter.
@@ -143,6 +147,39 @@ class Registry:
                 if artifacts is not None:
                     client.log_artifacts(run_id, str(artifacts))
         return run_id
+
+    def log_shadow(self, version: str, figures: Mapping[str, float], now: float) -> None:
+        """Put the live shadow's figures on a version: tags for now, and a point on each curve.
+
+        The curves are metrics of one run for each version, which is linked by its tag. The step is
+        the minute, so that a point which is logged again is the same point.
+
+        Args:
+            version: the version's number.
+            figures: by name; what is not finite is left out.
+            now: seconds since the epoch.
+        """
+        from mlflow.entities import Metric
+
+        known = {name: value for name, value in figures.items() if math.isfinite(value)}
+        with self._talk() as client:
+            self._version(client, version)
+            run_id = self._shadow_run(client, version)
+            at, step = int(now * 1000), int(now // 60)
+            client.log_batch(run_id, [Metric(f"shadow.{k}", v, at, step) for k, v in known.items()])
+            for name, value in known.items():
+                key = f"{SHADOW_TAG}.{name}"
+                client.set_model_version_tag(MODEL_NAME, version, key, f"{value:.6g}")
+
+    def _shadow_run(self, client: MlflowClient, version: str) -> str:
+        """The run with a version's live figures; made when absent."""
+        experiment = self._experiment(client)
+        found = client.search_runs([experiment], f"tags.`{SHADOW_TAG}` = '{version}'")
+        if found:
+            return str(found[0].info.run_id)
+        tags = {SHADOW_TAG: version}
+        with _run(client, experiment, f"shadow of version {version}", tags) as run_id:
+            return run_id
 
     def versions(self) -> list[Version]:
         """All versions, the newest first."""

@@ -98,15 +98,20 @@ class UsageStore:
             self._blocks[row // _BLOCK][row % _BLOCK] = np.nan
             self._vacant.append(row)
 
-    def take(self, pods: Sequence[str]) -> Floats32:
-        """Usage of pods in cores, [P, WEEK], oldest window first, NaN where not observed."""
+    def take(self, pods: Sequence[str], end: int | None = None) -> Floats32:
+        """Usage of pods in cores, [P, WEEK], oldest window first, NaN where not observed.
+
+        Args:
+            pods: ``namespace/name``.
+            end: seconds since the epoch at which the last column ends, not after `time`, which it
+                is by default. What lay more than a week before `time` is no longer known.
+        """
         taken = np.full((len(pods), WEEK), np.nan, np.float32)
         rows = self._rows_of(pods)
-        turn = self._stop % WEEK
+        later = 0 if end is None else self._stop - end // WINDOW
+        kept = np.arange(self._stop - WEEK, max(self._stop - later, self._stop - WEEK)) % WEEK
         for stored, own in self._by_block(rows):
-            found = stored[rows[own] % _BLOCK]
-            taken[own, : WEEK - turn] = found[:, turn:]
-            taken[own, WEEK - turn :] = found[:, :turn]
+            taken[own, later:] = stored[np.ix_(rows[own] % _BLOCK, kept)]
         return taken
 
     def newest(self, pods: Sequence[str]) -> Floats:

@@ -14,6 +14,7 @@ import typer
 
 from models.errors import SettingsError
 from models.store import DEFAULT_TRACKING_URI
+from shadow.cli_follow import follow
 
 if TYPE_CHECKING:
     from models.model import Model
@@ -25,6 +26,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Decide a trace's pods again, and compare models on it.",
 )
+
+app.command(
+    epilog="Example: archimedes shadow follow --decisions decisions.jsonl "
+    "--prometheus http://prometheus:9090"
+)(follow)
 
 DEFAULT_MODEL = "koordinator"
 """Needs no training and no registry: the predictor that ships in the best known co-location."""

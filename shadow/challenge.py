@@ -1,0 +1,149 @@
+"""What the challenger says where the champion decided: pure functions over recorded arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from extender.recording import OnlinePod, Recorded, Refresh
+from extender.snapshot import Reason, Snapshot
+from models.arrays import Floats
+from models.grid import WINDOW
+from models.history import build_history
+from models.model import Model
+from models.policy import HORIZONS, Policy
+from models.reclaim import reclaimable_millicpu
+from models.rolling import LATE, Forecast, RollingForecast
+from models.truth import MIN_OBSERVED, highest_known, sum_known
+from models.usage_store import UsageStore
+from shadow.live_state import Choice, Side
+
+
+def challenge(model: Model, refresh: Refresh, store: UsageStore) -> Forecast:
+    """The challenger's forecasts [N, H] for a refresh, from usage as it was known then.
+
+    Each is that of a model that has just been loaded: what the calibration says, without what it
+    would have learned since. So it depends on nothing that a restart could lose.
+    """
+    pods = list(refresh.pods.values())
+    row = {name: at for at, name in enumerate(refresh.nodes)}
+    pods = [pod for pod in pods if pod.node in row]
+    keys = [pod.key for pod in pods]
+    history = build_history(
+        refresh.usage_end,
+        store.take(keys, refresh.usage_end),
+        np.array([pod.request for pod in pods], np.float64),
+        np.arange(len(pods)),
+        np.array([row[pod.node] for pod in pods], np.int64),
+        refresh.allocatable,
+    )
+    return RollingForecast(model).refresh(history, keys, refresh.nodes)
+
+
+def challenged(recorded: Recorded, refresh: Refresh, own: Forecast, policy: Policy) -> Recorded:
+    """The decision as the challenger would have met it.
+
+    Requests of pods that came after the refresh were added to the champion's forecast; they are
+    added to the challenger's too.
+    """
+    snapshot, share = recorded.snapshot, refresh.advertise_share
+    was = _by_row(snapshot, refresh.nodes, refresh.forecast)
+    added = np.nan_to_num(np.maximum(snapshot.forecast - was, 0.0), nan=0.0)
+    forecast = _by_row(snapshot, refresh.nodes, own.forecast) + added
+    expected = _by_row(snapshot, refresh.nodes, own.expected) + added
+    known = np.isfinite(forecast).all(axis=1)
+    ceiling = (snapshot.allocatable * 1000 * share + 1e-6).astype(np.int64)
+    free = np.minimum(
+        reclaimable_millicpu(snapshot.allocatable, forecast, policy), ceiling[:, None]
+    )
+    nothing = np.zeros((len(forecast), 1))
+    emptied = reclaimable_millicpu(snapshot.allocatable, nothing, policy)[:, 0]
+    lifted = np.where(snapshot.blocked == Reason.NO_FORECAST, Reason.FITS, snapshot.blocked)
+    changed = replace(
+        snapshot,
+        forecast=forecast,
+        expected=expected,
+        free=np.where(known[:, None], free, 0),
+        emptied=np.minimum(emptied, ceiling),
+        blocked=np.where(known, lifted, Reason.NO_FORECAST).astype(np.int64),
+    )
+    return replace(recorded, snapshot=changed, policy=policy)
+
+
+def choice(
+    recorded: Recorded, own: Recorded, champions: Sequence[str], version: str, refresh: float
+) -> tuple[Choice, float]:
+    """What the challenger chooses, and the share of candidates that both sides have in common.
+
+    Of equally good nodes it takes the first by name; ``champions`` are the champion's candidates.
+    """
+    snapshot, verdicts = recorded.snapshot, own.again()
+    names = {row: name for name, row in snapshot.index.items()}
+    scored = {names[int(own.rows[at])]: float(verdicts.score[at]) for at in verdicts.passed}
+    chosen = min(scored, key=lambda name: (-scored[name], name), default="")
+    either = sorted({*scored, *champions})
+    rows = snapshot.rows(either)
+    policy = recorded.policy
+    room = snapshot.allocatable * policy.ceiling - policy.system_reserve - snapshot.promised / 1000
+    found = Choice(
+        recorded.time,
+        version,
+        refresh,
+        HORIZONS[recorded.ask.horizon],
+        tuple(either),
+        tuple(room[rows].tolist()),
+        chosen,
+    )
+    common = len(set(scored) & set(champions))
+    return found, common / len(either) if either else 1.0
+
+
+def resolved(time: float, hours: int, store: UsageStore) -> bool:
+    """Whether usage up to the horizon's end is known, with time for what arrives late."""
+    return store.time - LATE * WINDOW >= time + hours * 3600
+
+
+def real_peaks(
+    store: UsageStore, pods: Sequence[OnlinePod], nodes: Sequence[str], time: float, hours: int
+) -> Floats:
+    """The highest window of nodes' pods within a horizon, [N] cores; NaN where it is not known.
+
+    A pod that has ended meanwhile uses nothing from its last window on.
+    """
+    row: Mapping[str, int] = {name: at for at, name in enumerate(nodes)}
+    pods = [pod for pod in pods if pod.node in row]
+    keys = [pod.key for pod in pods]
+    begin = int(time) // WINDOW * WINDOW
+    end = begin + hours * 3600
+    usage = store.take(keys, end)[:, -(hours * 3600 // WINDOW) :]
+    starts = begin + WINDOW * np.arange(usage.shape[1])
+    ended = store.newest(keys) < store.time - LATE * WINDOW
+    after = starts[None, :] >= store.newest(keys)[:, None]
+    usage = np.where(np.isnan(usage) & after & ended[:, None], np.float32(0), usage)
+    node = np.array([row[pod.node] for pod in pods], np.int64)
+    total = sum_known(usage, np.arange(len(pods)), node, len(nodes))
+    peak, known = highest_known(total)
+    return np.where(known >= MIN_OBSERVED * usage.shape[1], peak, np.nan)
+
+
+def judge(side: Side, forecast: Floats, truth: Floats, allocatable: Floats, policy: Policy) -> None:
+    """Add one horizon of one refresh, [N] cores each; nodes without a forecast offer nothing."""
+    known = np.isfinite(truth) & np.isfinite(forecast) & (allocatable > 0)
+    forecast, truth, allocatable = forecast[known], truth[known], allocatable[known]
+    above = truth > forecast
+    side.judged += int(known.sum())
+    side.violated += int(above.sum())
+    side.severity += float(((truth - forecast) / allocatable)[above].sum())
+    side.excess += float((forecast - truth)[~above].sum())
+    free = reclaimable_millicpu(allocatable, forecast[:, None], policy)
+    side.offered += float(free.sum()) / 1000
+
+
+def _by_row(snapshot: Snapshot, nodes: Sequence[str], values: Floats) -> Floats:
+    """Values of named nodes at the snapshot's rows; NaN for rows without one."""
+    placed = np.full(snapshot.forecast.shape, np.nan)
+    rows = snapshot.rows(nodes)
+    placed[rows[rows >= 0]] = values[rows >= 0]
+    return placed

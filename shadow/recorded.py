@@ -1,0 +1,93 @@
+"""Finds the recording's entries of logged decisions, in the order in which both were written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from extender.recording import Decoder, Recorded, Refresh, began, read_frames, segments
+
+
+class RecordedStream:
+    """A recording from some time on; it may grow meanwhile.
+
+    Args:
+        folder: of the recording.
+        since: seconds since the epoch from which entries matter; the segment that holds that time
+            is read from its beginning.
+    """
+
+    def __init__(self, folder: Path, since: float) -> None:
+        self._folder = folder
+        self._since = since
+        self._segment: Path | None = None
+        self._offset = 0
+        self._decoder = Decoder()
+        self._ahead: list[Refresh | Recorded] = []
+
+    def find(self, time: float, uid: str, refreshed: Callable[[Refresh], None]) -> Recorded | None:
+        """What a decision was made on, or None where it is not recorded (yet).
+
+        Args:
+            time, uid: of the decision; later calls ask for later decisions.
+            refreshed: gets each refresh that came before it.
+        """
+        while entry := self._peek():
+            if isinstance(entry, Refresh):
+                refreshed(entry)
+            elif entry.time == time and entry.uid == uid:
+                self._ahead.pop()
+                return entry
+            elif entry.time > time:
+                return None
+            self._ahead.pop()
+        return None
+
+    def _peek(self) -> Refresh | Recorded | None:
+        while not self._ahead:
+            batch = self._read()
+            if batch is None:
+                return None
+            self._ahead = batch[::-1]
+        return self._ahead[-1]
+
+    def _read(self) -> list[Refresh | Recorded] | None:
+        """The next frame's entries, of the next segment where one has ended."""
+        if self._segment is None and not self._advance():
+            return None
+        for batch in self._frames():
+            return batch
+        if not self._later():
+            return None
+        for batch in self._frames():  # written between the look at it and its successor's begin
+            return batch
+        return self._read() if self._advance() else None
+
+    def _frames(self) -> Iterator[list[Refresh | Recorded]]:
+        assert self._segment is not None  # noqa: S101 - `_read` has chosen one
+        try:
+            with self._segment.open("rb") as file:
+                file.seek(self._offset)
+                for batch in read_frames(file):
+                    self._offset = file.tell()
+                    yield [found for entry in batch if (found := self._decoder.add(entry))]
+        except FileNotFoundError:
+            return  # removed by age while we were away
+
+    def _advance(self) -> bool:
+        """Go to the next segment; whether there is one."""
+        found = segments(self._folder)
+        if self._segment is None:
+            before = [segment for segment in found if began(segment) <= self._since]
+            found = (before[-1:] or found[:1]) if found else []
+        else:
+            found = self._later()
+        if not found:
+            return False
+        self._segment, self._offset, self._decoder = found[0], 0, Decoder()
+        return True
+
+    def _later(self) -> list[Path]:
+        """The segments after the present one."""
+        present = "" if self._segment is None else self._segment.name
+        return [segment for segment in segments(self._folder) if segment.name > present]
