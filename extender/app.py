@@ -243,8 +243,13 @@ def serve(settings: Settings) -> None:
         ArchimedesError: it cannot start; the text says why.
     """
     configure_logs(settings.log_level)
+    run(Server(production_parts(settings)))
+
+
+def run(server: Server) -> None:
+    """Run a server until SIGTERM or SIGINT, then drain. Raises ArchimedesError."""
     sys.setswitchinterval(_SWITCH_SECONDS)
-    uvloop.run(_serve(Server(production_parts(settings))))
+    uvloop.run(_serve(server))
 
 
 async def _serve(server: Server) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import structlog
 
 from extender.binder import Binder
 from extender.decision_log import DecisionLog
+from extender.lag import probe_lag
 from extender.ports import Clock, Cluster, ClusterError, ModelSource
 from extender.reflector import Backoff
 from extender.refresh import Refresher
@@ -88,6 +90,7 @@ class Loops:
                 self._renew,
                 self._save_runs,
                 self._advertise,
+                self._lag,
             ):
                 group.create_task(self._supervise(body.__name__.strip("_"), body))
             for name, other in self._others.items():
@@ -221,6 +224,9 @@ class Loops:
         while True:
             await self.advertise()
             await asyncio.sleep(_ADVERTISE_SECONDS)
+
+    async def _lag(self) -> None:
+        await probe_lag(time.perf_counter, self._telemetry.loop_lag.observe)
 
     async def _advertise_node(self, slots: asyncio.Semaphore, node: str, ceiling: int) -> None:
         async with slots:

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from models.model import Model
 
 _LATENCY = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0)
+_LAG = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
 class Telemetry:
@@ -127,6 +128,12 @@ class Telemetry:
         )
         self.watch_errors = self._counter(
             "archimedes_watch_errors", "Watches that ended with an error.", ["kind"]
+        )
+        self.loop_lag = Histogram(
+            "archimedes_loop_lag_seconds",
+            "Seconds by which the event loop was late, probed every 5 ms: what every call waits for.",
+            buckets=_LAG,
+            registry=self.registry,
         )
         self.loop_errors = self._counter(
             "archimedes_loop_errors",
