@@ -6,11 +6,7 @@ Unknown fields are skipped; an absent field and a null mean the same.
 
 from __future__ import annotations
 
-from typing import Generic, TypeVar
-
 import msgspec
-
-T = TypeVar("T")
 
 
 class _Object(msgspec.Struct, frozen=True, rename="camel", gc=False):
@@ -143,11 +139,11 @@ class ListMetadata(_Object, frozen=True):
     continue_: str | None = msgspec.field(default=None, name="continue")
 
 
-class Page(_Object, Generic[T], frozen=True):
-    """One page of a list."""
+class Page(_Object, frozen=True):
+    """One page of a list; its objects are decoded one by one."""
 
     metadata: ListMetadata = ListMetadata()
-    items: list[T] | None = None
+    items: list[msgspec.Raw] | None = None
 
 
 class WatchEvent(_Object, frozen=True):

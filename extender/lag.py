@@ -14,7 +14,7 @@ async def probe_lag(clock: Callable[[], float], observe: Callable[[float], None]
     """Report, for ever, by how many seconds each of the probe's wake-ups is late.
 
     Args:
-        clock: seconds, monotonic and finer than the loop's own, which may stand still within a turn.
+        clock: seconds, monotonic, finer than the loop's own, which stands still within a turn.
         observe: takes the seconds.
     """
     while True:

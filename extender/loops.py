@@ -168,7 +168,7 @@ class Loops:
     async def _refresh(self) -> None:
         await self._state.synced.wait()
         # What the first sync brought stays for as long as the process: no collector looks at it.
-        gc.collect()
+        # The little garbage among it stays as well; looking for it would take half a second.
         gc.freeze()
         every, delay = self._settings.refresh_seconds, self._settings.prometheus.delay_seconds
         while True:

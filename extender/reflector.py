@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import msgspec
 import numpy as np
 import structlog
 
 from extender.kube import KubeApi
-from extender.kube_types import Bookmark, Page, Status, WatchEvent
+from extender.kube_types import Bookmark, Metadata, Page, Status, WatchEvent
 from extender.ports import ClusterError, Feed
 from extender.telemetry import Telemetry
 
@@ -21,11 +21,26 @@ _WATCH_SECONDS = (300, 600)
 """A watch ends after a random time in this range, so that many clients do not resume at once."""
 
 _SUSPICIOUS_SECONDS = 5.0
+_TURN = 32
+"""Objects that are taken over before whatever else waits for the event loop gets its turn: they
+take about a millisecond. A storm of events, or a list, would otherwise hold up calls for as long as
+there is something to read."""
+
 _FIRST_WAIT, _LONGEST_WAIT = 0.25, 30.0
 
 log = structlog.get_logger()
 
-T = TypeVar("T", bound=msgspec.Struct)
+
+class Watched(Protocol):
+    """Any kind of object."""
+
+    @property
+    def metadata(self) -> Metadata | None:
+        """Where in the history it stands, among others."""
+
+
+T = TypeVar("T", bound=Watched)
+_page = msgspec.json.Decoder(Page)
 _event = msgspec.json.Decoder(WatchEvent)
 _bookmark = msgspec.json.Decoder(Bookmark)
 _problem = msgspec.json.Decoder(Status)
@@ -76,7 +91,6 @@ class Reflector(Generic[T]):
         self._rng = rng
         self._backoff = Backoff(rng)
         self._object: Callable[[msgspec.Raw], T] = msgspec.json.Decoder(kind).decode
-        self._page = msgspec.json.Decoder(Page[kind])  # type: ignore[valid-type]
         self._version = ""
 
     async def run(self) -> None:
@@ -120,12 +134,15 @@ class Reflector(Generic[T]):
             if token:
                 params["continue"] = token
             try:
-                page: Page[T] = self._page.decode(await self._api.call("GET", self._path, params))
+                page = _page.decode(await self._api.call("GET", self._path, params))
             except ClusterError as e:
                 if e.status == HTTPStatus.GONE and size:
                     raise ExpiredError from e
                 raise
-            keys.update(self._feed.put(item) for item in page.items or ())
+            for at, item in enumerate(page.items or ()):
+                if at % _TURN == 0:
+                    await asyncio.sleep(0)
+                keys.add(self._feed.put(self._object(item)))
             self._feed.heard()
             token = page.metadata.continue_ or ""
             if not token:
@@ -150,6 +167,8 @@ class Reflector(Generic[T]):
                     self._apply(_event.decode(line))
                     self._backoff.reset()
                     events += 1
+                    if events % _TURN == 0:
+                        await asyncio.sleep(0)
         except ClusterError as e:
             if e.status == HTTPStatus.GONE:
                 raise ExpiredError from e
@@ -160,13 +179,16 @@ class Reflector(Generic[T]):
     def _apply(self, event: WatchEvent) -> None:
         match event.type:
             case "ADDED" | "MODIFIED":
-                self._feed.put(self._object(event.object))
+                self._feed.put(found := self._object(event.object))
+                metadata = found.metadata
             case "DELETED":
-                self._feed.remove(self._object(event.object))
+                self._feed.remove(found := self._object(event.object))
+                metadata = found.metadata
             case "ERROR":
                 problem = _problem.decode(event.object)
                 if problem.code == HTTPStatus.GONE:
                     raise ExpiredError
                 raise ClusterError(problem.code or 0, problem.message or "the watch failed")
-        metadata = _bookmark.decode(event.object).metadata
+            case _:
+                metadata = _bookmark.decode(event.object).metadata
         self._version = (metadata and metadata.resource_version) or self._version

@@ -86,7 +86,7 @@ class Refresher:
             outlook = unknown(len(capture.nodes))
             if self._store.time:
                 outlook = await asyncio.to_thread(champion.outlook, capture, self._store)
-        self._compare(capture.nodes, outlook)
+        await asyncio.to_thread(self._compare, capture.nodes, outlook)
         self._state.serve(capture, outlook.forecast, outlook.newest, version, policy)
         if self._recorder is not None:
             about = (self._clock(), self._store.time, version, self._share)
@@ -132,4 +132,4 @@ def _recorded(
 
 def _online(pods: Sequence[PodFacts]) -> frozenset[str]:
     """The pods whose usage is forecast."""
-    return frozenset(pod.key for pod in pods if not pod.offline)
+    return frozenset(pod.key for pod in pods if pod.node and not pod.offline)

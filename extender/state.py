@@ -38,7 +38,7 @@ NO_MODEL = "none"
 class Capture:
     """What a refresh forecasts for, taken in one moment.
 
-    nodes: N names; allocatable: [N] cores; pods: those bound to a node and not finished;
+    nodes: N names; allocatable: [N] cores; pods: those not finished, bound to a node or not;
     recent: UID -> millicores requested that were added to forecasts since the last capture.
     """
 
@@ -160,7 +160,7 @@ class State:
         return Capture(
             names,
             allocatable,
-            tuple(self._bound_pods()),
+            tuple(self._pods.values()),  # sifted by whoever uses it, in a thread
             {uid: millicpu for uid, (_, millicpu) in self._recent.items()},
         )
 

@@ -131,7 +131,7 @@ class Telemetry:
         )
         self.loop_lag = Histogram(
             "archimedes_loop_lag_seconds",
-            "Seconds by which the event loop was late, probed every 5 ms: what every call waits for.",
+            "Seconds by which the event loop was late, probed every 5 ms.",
             buckets=_LAG,
             registry=self.registry,
         )

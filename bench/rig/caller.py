@@ -1,5 +1,6 @@
-"""Calls an extender as kube-scheduler does: one pod's filter and prioritize after the other, binds
-beside them, on kept connections; and remembers how long each call took.
+"""Calls an extender as kube-scheduler does, and remembers how long each call took.
+
+One pod's filter and prioritize come after the other's, binds beside them, on kept connections.
 """
 
 from __future__ import annotations
@@ -132,5 +133,7 @@ class Caller:
 def within(moments: Sequence[Call], spans: Sequence[tuple[float, float]]) -> list[Call]:
     """The calls that touch any of the spans."""
     return [
-        call for call in moments if any(call.start < stop and start < call.stop for start, stop in spans)
+        call
+        for call in moments
+        if any(call.start < stop and start < call.stop for start, stop in spans)
     ]

@@ -63,7 +63,9 @@ def render_node(number: int) -> bytes:
 
 
 def _managed_fields(count: int) -> list[object]:
-    field = {"f:metadata": {"f:labels": {f"f:label-{at}": {} for at in range(8)}}}
+    field: dict[str, object] = {
+        "f:metadata": {"f:labels": {f"f:label-{at}": {} for at in range(8)}}
+    }
     entry = {
         "manager": "kubelet",
         "operation": "Update",

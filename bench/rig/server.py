@@ -1,9 +1,9 @@
-"""The extender as its own process, measured from inside: python -m bench.rig.server SETTINGS JOURNAL.
+"""The extender as its own process, measured from inside, for `bench.load`.
 
 It is the production server (`extender.app.production_parts`) but for three things: its clock runs
 fast, so that a usage window ends every few seconds; it changes models when it gets SIGUSR1; and it
-keeps a journal of what it did when: refreshes, model swaps, late wake-ups of the event loop, garbage
-collections. Times are of the system's monotonic clock, which the caller's process shares.
+keeps a journal of what it did when: refreshes, model swaps, late wake-ups of the event loop,
+garbage collections. Times are of the system's monotonic clock, which the caller's process shares.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import asyncio
 import gc
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, ParamSpec
@@ -33,15 +33,21 @@ SPEED = 15.0
 _WORTH_NOTING = 0.001
 """Seconds of lag or of garbage collection from which on they are written down."""
 
+What = Literal["refresh", "swap", "lag", "gc"]
 Given = ParamSpec("Given")
 
 
 class Span(msgspec.Struct, frozen=True):
-    """Something that the server did, from when to when (monotonic seconds)."""
+    """Something that the server did, from when to when (monotonic seconds).
 
-    what: Literal["refresh", "swap", "lag", "gc"]
+    own: seconds of a core: of a lag, those of the loop's thread, which for the rest waited for the
+    interpreter or for a core; of a refresh or a swap, those of the process.
+    """
+
+    what: What
     start: float
     stop: float
+    own: float = 0.0
 
 
 class Journal:
@@ -50,15 +56,18 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self._file = path.open("ab", buffering=0)
         self._collecting = 0.0
+        self._computed = 0.0
 
-    def note(self, what: Literal["refresh", "swap", "lag", "gc"], start: float) -> None:
+    def note(self, what: What, start: float, own: float = 0.0) -> None:
         """Write down what ends now."""
-        self._file.write(msgspec.json.encode(Span(what, start, time.monotonic())) + b"\n")
+        self._file.write(msgspec.json.encode(Span(what, start, time.monotonic(), own)) + b"\n")
 
     def lag(self, seconds: float) -> None:
-        """What the loop's probe reports."""
+        """What the loop's probe reports, in the loop's thread."""
+        before, self._computed = self._computed, time.thread_time()
         if seconds > _WORTH_NOTING:
-            self.note("lag", time.monotonic() - seconds)
+            own = min(self._computed - before, seconds)
+            self.note("lag", time.monotonic() - seconds, own)
 
     def collected(self, phase: str, _: dict[str, int]) -> None:
         """What the garbage collector reports."""
@@ -68,16 +77,23 @@ class Journal:
             self.note("gc", self._collecting)
 
     def timed(
-        self, what: Literal["refresh", "swap"], call: Callable[Given, Awaitable[None]]
-    ) -> Callable[Given, Awaitable[None]]:
+        self, what: What, call: Callable[Given, Coroutine[None, None, None]]
+    ) -> Callable[Given, Coroutine[None, None, None]]:
         """The call, written down each time."""
 
         async def timed(*args: Given.args, **named: Given.kwargs) -> None:
-            began = time.monotonic()
+            began, computed = time.monotonic(), time.process_time()
             await call(*args, **named)
-            self.note(what, began)
+            self.note(what, began, time.process_time() - computed)
 
         return timed
+
+
+def read_journal(path: Path) -> list[Span]:
+    """What the server wrote down."""
+    decoder = msgspec.json.Decoder(Span)
+    complete, _, _ = path.read_bytes().rpartition(b"\n")
+    return [decoder.decode(line) for line in complete.splitlines()]
 
 
 class SwappedModels:

@@ -1,0 +1,205 @@
+"""What a cycle of a real kube-scheduler costs with this extender: python -m bench.cycle.
+
+Starts etcd, kube-apiserver and kube-scheduler (`make controlplane` builds them), posts nodes, and
+schedules the same number of offline or online pods with: no extender, the shipped configuration
+with `archimedes extender` behind it, an echo (all names pass, equal scores) in aiohttp and one in
+Go's net/http. In turns, in one run; kube-scheduler's own metrics say what a cycle took. Prints
+medians in milliseconds and as a multiple of no extender (budget: 1.0).
+
+    python -m bench.cycle --nodes 5000 --pods 400 --rounds 5      the full size
+    flock /tmp/controlplane.lock python -m bench.cycle            where others use the cores too
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import yaml
+
+from bench.rig import world
+from bench.rig.objects import RESOURCE, node_name
+from tests.controlplane import objects, workload
+from tests.controlplane.api import Json
+from tests.controlplane.cluster import SCHEDULER, ControlPlane
+from tests.controlplane.golang import find_go
+from tests.controlplane.installation import needed_go, private_go
+from tests.controlplane.process import Process, free_port, wait_until
+from tests.controlplane.web import answers
+
+NAMESPACE = "bench"
+RIG = Path(__file__).resolve().parent / "rig"
+TIERS = ("offline", "online")
+NODE_CPU = 32.0
+_PLACED_SECONDS = 300.0
+_SHIPPED_URL = "http://127.0.0.1:8080"
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """kube-scheduler's `extenders` for it; the name is the table's."""
+
+    name: str
+    extenders: list[Json]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--nodes", type=int, default=5000)
+    parser.add_argument("--pods", type=int, default=200, help="in each turn")
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="archimedes-cycle-") as name:
+        folder = Path(name)
+        flags = ["--enable-priority-and-fairness=false"]
+        with ControlPlane(folder / "plane", api_server_flags=flags) as plane:
+            workload.create_namespace(plane.admin, NAMESPACE)
+            create_nodes(plane, options.nodes)
+            with contenders(plane, folder, options.nodes) as found:
+                report(measure(plane, found, options.pods, options.rounds))
+
+
+def measure(
+    plane: ControlPlane, found: list[Contender], pods: int, rounds: int
+) -> dict[tuple[str, str], list[float]]:
+    """Milliseconds of a cycle by tier and contender, one figure a round."""
+    took: dict[tuple[str, str], list[float]] = {}
+    for number in range(rounds):
+        for tier in TIERS:
+            # Every other round backwards, so that whoever comes later has no advantage.
+            for contender in found if number % 2 == 0 else found[::-1]:
+                seconds = turn(plane, contender, tier, pods)
+                took.setdefault((tier, contender.name), []).append(seconds * 1000)
+    return took
+
+
+def report(took: dict[tuple[str, str], list[float]]) -> None:
+    """Print the table."""
+    print(f"{'pods':<8} {'extender':<20} {'ms a cycle':>10} {'x none':>7}  (budget 1.0)  rounds")
+    for (tier, name), figures in took.items():
+        none = took[tier, "none"]
+        ratio = median(own / other for own, other in zip(figures, none, strict=True))
+        each = " ".join(f"{figure:.2f}" for figure in figures)
+        print(f"{tier:<8} {name:<20} {median(figures):>10.2f} {ratio:>7.2f}  {'':<12}  {each}")
+
+
+def turn(plane: ControlPlane, contender: Contender, tier: str, pods: int) -> float:
+    """Seconds of a cycle when so many pods wait for a scheduler that has just started."""
+    names = [f"{tier}-{number:04d}" for number in range(pods)]
+    asks: Json = {"extended": {RESOURCE: 500}} if tier == "offline" else {"cpu": 0.5}
+    create(plane, "pods", [objects.pod(name, NAMESPACE, memory=0.1, **asks) for name in names])
+    plane.start_scheduler({"extenders": contender.extenders})
+    path = f"/api/v1/namespaces/{NAMESPACE}/pods"
+
+    def placed() -> bool:
+        left = plane.admin.get(path, fieldSelector="spec.nodeName=", limit="1")
+        return not left["items"]
+
+    wait_until(placed, _PLACED_SECONDS, f"{contender.name} has placed {pods} {tier} pods")
+    seconds, cycles = algorithm(plane.scheduler_metrics())
+    plane.stop_process(SCHEDULER)
+    plane.admin.delete(path, grace_seconds=0)
+    wait_until(lambda: not plane.admin.get(path, limit="1")["items"], 60, "the pods are gone")
+    return seconds / cycles
+
+
+def algorithm(metrics: str) -> tuple[float, float]:
+    """Seconds that all scheduling decisions took, and how many there were."""
+    name = "scheduler_scheduling_algorithm_duration_seconds"
+    found = dict(re.findall(rf"^{name}_(sum|count) (\S+)$", metrics, re.MULTILINE))
+    return float(found["sum"]), float(found["count"])
+
+
+def create_nodes(plane: ControlPlane, count: int) -> None:
+    """Nodes that are ready and advertise the resource, as kubelets' would after a while."""
+    ready = [{"type": "Ready", "status": "True", "reason": "bench"}]
+    nodes = []
+    for number in range(count):
+        amount = {RESOURCE: int(NODE_CPU * 1000)}
+        node = objects.node(node_name(number), cpu=NODE_CPU, memory=128, extended=amount)
+        node["status"]["conditions"] = ready
+        nodes.append(node)
+    create(plane, "nodes", nodes)
+
+
+def create(plane: ControlPlane, kind: str, manifests: list[Json]) -> None:
+    """Post objects, several at a time."""
+    path = "/api/v1/nodes" if kind == "nodes" else f"/api/v1/namespaces/{NAMESPACE}/pods"
+
+    def post(share: list[Json]) -> None:
+        client = plane.client("admin")
+        for manifest in share:
+            client.post(path, manifest)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(post, [manifests[at::4] for at in range(4)]))
+
+
+@contextlib.contextmanager
+def contenders(plane: ControlPlane, folder: Path, nodes: int) -> Iterator[list[Contender]]:
+    """Everyone's processes, up and warm."""
+    with contextlib.ExitStack() as stack:
+        usage = stack.enter_context(world.cluster(folder, nodes, nodes))
+        settings: world.Json = {
+            "kubeconfig": str(plane.kubeconfig("admin")),
+            "prometheus": {"url": usage.url, "history_days": 1},
+            "model": {"directory": str(folder / "no-models")},
+        }
+        command = ["archimedes", "extender", "--config", "SETTINGS"]
+        extender = stack.enter_context(world.extender(folder, command, settings))
+        world.wait_for_forecasts(extender, nodes)
+        python, go = free_port(), free_port()
+        echo = [sys.executable, "-m", "bench.rig.echo", str(python)]
+        stack.enter_context(answering("echo-aiohttp", echo, python, folder))
+        stack.enter_context(answering("echo-go", [str(build_echo(folder)), str(go)], go, folder))
+        yield [
+            Contender("none", []),
+            Contender("archimedes", shipped(extender.url)),
+            Contender("echo in aiohttp", shipped(f"http://127.0.0.1:{python}")[1:]),
+            Contender("echo in Go net/http", shipped(f"http://127.0.0.1:{go}")[1:]),
+        ]
+
+
+@contextlib.contextmanager
+def answering(name: str, command: list[str], port: int, folder: Path) -> Iterator[None]:
+    """A process that answers /livez on its port."""
+    process = Process(name, command, folder)
+    try:
+        process.wait_ready(lambda: answers(f"http://127.0.0.1:{port}/livez", None), 60)
+        yield
+    finally:
+        process.stop()
+
+
+def shipped(address: str) -> list[Json]:
+    """The extenders of deploy/kube-scheduler-config.yaml, at an address."""
+    text = (world.ROOT / "deploy" / "kube-scheduler-config.yaml").read_text()
+    config = yaml.safe_load(text.replace(_SHIPPED_URL, address))
+    extenders: list[Json] = config["extenders"]
+    return extenders
+
+
+def build_echo(folder: Path) -> Path:
+    """The Go echo, built from bench/rig/echo.go."""
+    program = folder / "echo-go-program"
+    go = find_go(needed_go(), private_go())
+    env = {**os.environ, "GO111MODULE": "off"}
+    subprocess.run([go, "build", "-o", program, RIG / "echo.go"], check=True, env=env)
+    return program
+
+
+if __name__ == "__main__":
+    main()
