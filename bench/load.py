@@ -147,9 +147,8 @@ def report(timeline: Timeline, journal: Sequence[Span], caller: Caller, memory: 
 
 def print_blocks(spans: dict[str, list[Times]], journal: Sequence[Span]) -> None:
     """How long the loop was blocked in each phase, and by the collector."""
-    print(
-        f"{'loop late, ms':<18} {'longest':>8} {'> 5 ms':>7} {'own work':>9} {'> 5 ms':>7} {'gc':>6}"
-    )
+    head = "".join(f"{name:>9}" for name in ("longest", "> 5 ms", "own work", "> 5 ms", "gc"))
+    print(f"{'loop late, ms':<18}{head}")
     began = min(start for name in PHASES for start, _ in spans[name] or [(np.inf, 0.0)])
     during = [span for span in journal if span.start >= began]
     for name in (*PHASES[1:], "quiet"):
@@ -163,8 +162,8 @@ def print_blocks(spans: dict[str, list[Times]], journal: Sequence[Span]) -> None
         own = np.array([s.own for s in found if s.what == "lag"] or [0.0])
         collected = max((s.stop - s.start for s in found if s.what == "gc"), default=0.0)
         print(
-            f"{name:<18} {late.max() * 1000:>8.1f} {(late > LIMIT).sum():>7,}"
-            f" {own.max() * 1000:>9.1f} {(own > LIMIT).sum():>7,} {collected * 1000:>6.1f}"
+            f"{name:<18}{late.max() * 1000:>9.1f}{(late > LIMIT).sum():>9,}"
+            f"{own.max() * 1000:>9.1f}{(own > LIMIT).sum():>9,}{collected * 1000:>9.1f}"
         )
 
 

@@ -13,6 +13,9 @@ from models.grid import WEEK, WINDOW, UsageGrid
 MIN_SAMPLES = 24
 """A pod with fewer observed windows (2 h) counts with its request everywhere."""
 
+_PODS_AT_ONCE = 2048
+"""Pods whose week is worked on at a time: 16 MB, several times over."""
+
 
 @dataclass(frozen=True, slots=True)
 class History:
@@ -62,25 +65,34 @@ def build_history(
     time: int, usage: Floats32, request: Floats, pod: Ints, node: Ints, limit: Floats
 ) -> History:
     """Aggregate the pods' trailing windows by node; see `History` for shapes and units."""
-    observed = ~np.isnan(usage)
-    samples = observed.sum(axis=1)
-    seasoned = samples >= MIN_SAMPLES
-    totals = np.where(observed, usage, np.float32(0)).sum(axis=1, dtype=np.float64)
-    mean = totals / np.maximum(samples, 1)
-    unborn = np.cumsum(observed, axis=1, dtype=np.int32) == 0
-    filled = np.where(observed, usage, np.where(unborn, mean[:, None].astype(np.float32), 0))
+    seasoned = np.count_nonzero(~np.isnan(usage), axis=1) >= MIN_SAMPLES
     kept = seasoned[pod]
-    members = sparse.csr_array(
+    members = sparse.csc_array(
         (np.ones(int(kept.sum()), np.float32), (node[kept], pod[kept])),
         shape=(len(limit), len(request)),
     )
-    aggregate = np.asarray(members @ filled, dtype=np.float32)
-    gaps = np.asarray(members @ (~observed & ~unborn).astype(np.float32))
-    aggregate[gaps > 0] = np.nan
+    aggregate = np.zeros((len(limit), usage.shape[1]), np.float32)
+    gaps = np.zeros(aggregate.shape, np.bool_)
+    for first in range(0, len(usage), _PODS_AT_ONCE):
+        some = slice(first, first + _PODS_AT_ONCE)
+        filled, missing = _filled(usage[some])
+        aggregate += members[:, some] @ filled
+        gaps |= members[:, some] @ missing.astype(np.float32) > 0
+    aggregate[gaps] = np.nan
     unknown = np.bincount(node[~kept], weights=request[pod[~kept]], minlength=len(limit))
     return History(
         time, usage, request, pod, node, limit, seasoned, aggregate, unknown.astype(np.float64)
     )
+
+
+def _filled(usage: Floats32) -> tuple[Floats32, Bools]:
+    """Usage with the pod's own mean before its first sample and 0 in gaps; and those gaps."""
+    observed = ~np.isnan(usage)
+    totals = np.where(observed, usage, np.float32(0)).sum(axis=1, dtype=np.float64)
+    mean = totals / np.maximum(np.count_nonzero(observed, axis=1), 1)
+    unborn = ~np.logical_or.accumulate(observed, axis=1)
+    filled = np.where(observed, usage, np.where(unborn, mean[:, None].astype(np.float32), 0))
+    return filled.astype(np.float32), ~observed & ~unborn
 
 
 def history_at(
