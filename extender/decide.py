@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from extender.snapshot import Reason, Snapshot
@@ -22,8 +23,7 @@ _NOT_ENOUGH, _TOO_LARGE = int(Reason.NOT_ENOUGH), int(Reason.TOO_LARGE)
 _UNKNOWN_NODE = int(Reason.UNKNOWN_NODE)
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(msgspec.Struct, frozen=True, gc=False):
     """What a pod wants: millicores for a horizon (index into HORIZONS).
 
     An offline pod's millicpu is its ask for the reclaimed resource; an online pod's is its

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import repeat
 from typing import TypeVar
 
 import numpy as np
@@ -169,8 +170,9 @@ class NodeTable:
         self, names: Sequence[str], forecast: Forecast, newest: Floats, added: Mapping[str, int]
     ) -> None:
         """Replace all forecasts; see `State.serve`. ``added``: millicores by node."""
-        positions = [at for at, name in enumerate(names) if name in self._index]
-        rows = np.array([self._index[names[at]] for at in positions], np.int64)
+        found = np.fromiter(map(self._index.get, names, repeat(-1)), np.int64, len(names))
+        positions = np.flatnonzero(found >= 0)
+        rows = found[positions]
         self._rows["added"] = 0
         for name, millicpu in added.items():
             if name in self._index:

@@ -78,6 +78,7 @@ class State:
         self._pods_on: dict[str, dict[str, PodFacts]] = {}
         self._recent: dict[str, tuple[str, int]] = {}
         self._gone: OrderedDict[str, None] = OrderedDict()
+        self._captured = False  # before the first capture there is no pod that it does not know
         self._heard = {"nodes": -np.inf, "pods": -np.inf}
         self._unlisted = {"nodes", "pods"}
 
@@ -157,6 +158,7 @@ class State:
     def capture(self) -> Capture:
         """What to forecast for."""
         names, allocatable = self._nodes.listed()
+        self._captured = True
         return Capture(
             names,
             allocatable,
@@ -297,7 +299,7 @@ class State:
     # Pods
 
     def _retain_pods(self, listed: Collection[str]) -> None:
-        for uid in self._pods.keys() - set(listed):
+        for uid in [uid for uid in self._pods if uid not in listed]:
             self._drop_pod(uid)
         self._listed("pods")
 
@@ -349,7 +351,7 @@ class State:
         millicpu = round(pod.request * 1000)
         more = millicpu - (round(before.request * 1000) if before is not None else 0)
         added = max(more, 0)
-        if added:
+        if added and self._captured:
             already = self._recent.get(pod.uid, ("", 0))[1]
             self._recent[pod.uid] = (pod.node, already + added)
         if more:
