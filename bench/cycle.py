@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=5000)
     parser.add_argument("--pods", type=int, default=200, help="in each turn")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--variants", action="store_true", help="other configurations as well")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="archimedes-cycle-") as name:
         folder = Path(name)
@@ -69,7 +70,9 @@ def main() -> None:
             workload.create_namespace(plane.admin, NAMESPACE)
             create_nodes(plane, options.nodes)
             with contenders(plane, folder, options.nodes) as found:
-                report(measure(plane, found, options.pods, options.rounds))
+                chosen = [*found, *variants(found)] if options.variants else found
+                turn(plane, found[0], "online", options.pods)  # fills caches; not counted
+                report(measure(plane, chosen, options.pods, options.rounds))
 
 
 def measure(
@@ -171,6 +174,22 @@ def contenders(plane: ControlPlane, folder: Path, nodes: int) -> Iterator[list[C
             Contender("echo in aiohttp", shipped(f"http://127.0.0.1:{python}")[1:]),
             Contender("echo in Go net/http", shipped(f"http://127.0.0.1:{go}")[1:]),
         ]
+
+
+def variants(found: list[Contender]) -> list[Contender]:
+    """The shipped configuration with calls left out, to see what each of them costs."""
+    first, second = next(each.extenders for each in found if each.name == "archimedes")
+    return [
+        Contender("ranked once", [filter_only(first), second]),
+        Contender("filter only", [filter_only(first), filter_only(second)]),
+        Contender("first entry only", [first]),
+        Contender("second entry only", [second]),
+    ]
+
+
+def filter_only(extender: Json) -> Json:
+    """An entry without its prioritize call."""
+    return {key: extender[key] for key in extender if key not in ("prioritizeVerb", "weight")}
 
 
 @contextlib.contextmanager
