@@ -43,17 +43,20 @@ class Champion:
     """A model at work on this cluster.
 
     Nodes are split into fixed groups, each with a rolling forecast of its own, so that memory is
-    bounded by a group's history and not by the cluster's.
+    bounded by a group's history and not by the cluster's. The first outlook says how many: a model
+    may be installed before any pod was listed.
     """
 
-    def __init__(self, model: Model, pods: int) -> None:
+    def __init__(self, model: Model) -> None:
         self.model = model
-        groups = max(math.ceil(pods / _PODS_PER_GROUP), 1)
-        self._groups = [RollingForecast(model) for _ in range(groups)]
+        self._groups: list[RollingForecast] = []
 
     def outlook(self, capture: Capture, store: UsageStore) -> Outlook:
         """Forecast all nodes from what the store knows; takes seconds, so it runs in a thread."""
         result = unknown(len(capture.nodes))
+        if not self._groups:
+            groups = max(math.ceil(len(capture.pods) / _PODS_PER_GROUP), 1)
+            self._groups = [RollingForecast(self.model) for _ in range(groups)]
         group = np.array([zlib.crc32(n.encode()) % len(self._groups) for n in capture.nodes])
         row = {name: at for at, name in enumerate(capture.nodes)}
         members: list[list[PodFacts]] = [[] for _ in self._groups]

@@ -57,7 +57,7 @@ class Refresher:
             source: where it came from, for the metrics.
         """
         async with self._lock:
-            champion = None if model is None else Champion(model, self._state.counts["pods"])
+            champion = None if model is None else Champion(model)
             await self._forecast(champion)
             self._champion = champion
             self._telemetry.serving(model, source)

@@ -1,0 +1,55 @@
+"""The champion at work on a cluster: groups of nodes bound its memory and change no forecast."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import pytest
+
+from extender import outlook
+from extender.ask import pod_facts
+from extender.kube_types import Pod
+from extender.outlook import Champion
+from extender.ports import UsageBlock
+from extender.state import Capture
+from extender.usage import UsageStore
+from models.classical import classical
+from models.shipped import shipped
+from tests.extender_world import RESOURCE, pod_json
+
+START = 1_700_000_100  # a multiple of 300
+NODES = tuple(f"n{number}" for number in range(6))
+PODS = tuple(
+    pod_facts(
+        msgspec.convert(pod_json(f"p{number}", cpu="1", node=NODES[number % 6]), Pod), RESOURCE
+    )
+    for number in range(24)
+)
+
+
+def used() -> UsageStore:
+    """Four hours of usage, different for each pod."""
+    cpu = np.random.default_rng(0).uniform(0.1, 0.9, (len(PODS), 48)).astype(np.float32)
+    keys = [pod.key for pod in PODS]
+    store = UsageStore()
+    store.write(UsageBlock(START, keys, cpu), frozenset(keys))
+    return store
+
+
+def test_a_champion_made_before_any_pod_was_listed_works_in_groups(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = shipped(classical("max-7d"))
+    capture = Capture(NODES, np.full(len(NODES), 8.0), PODS, {})
+    whole = Champion(model).outlook(capture, used())
+    monkeypatch.setattr(outlook, "_PODS_PER_GROUP", 8)
+    taken: list[int] = []
+    take = UsageStore.take
+    monkeypatch.setattr(
+        UsageStore, "take", lambda self, pods: (taken.append(len(pods)), take(self, pods))[1]
+    )
+    grouped = Champion(model).outlook(capture, used())
+    assert sum(taken) == len(PODS)
+    assert max(taken) < len(PODS)
+    np.testing.assert_allclose(grouped.forecast.forecast, whole.forecast.forecast)
+    np.testing.assert_array_equal(grouped.newest, whole.newest)
