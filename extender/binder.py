@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import math
-from dataclasses import replace
 from http import HTTPStatus
 
 import structlog
+from msgspec.structs import replace
 
 from extender.ask import PodFacts
 from extender.calls import NOT_READY

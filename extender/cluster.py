@@ -15,7 +15,7 @@ import numpy as np
 from extender.kube import KubeApi
 from extender.kube_types import ConfigMap, FinishedPod, Node, Pod
 from extender.ports import ClusterError, Feed, PodEvent
-from extender.reflector import Reflector
+from extender.reflector import Reflector, Watched
 from extender.telemetry import Telemetry
 
 UNFINISHED = "status.phase!=Succeeded,status.phase!=Failed"
@@ -28,7 +28,7 @@ _INSTANCE = f"archimedes-extender-{socket.gethostname()}"[:128]
 """Which extender wrote an event; the API server takes 128 characters."""
 
 _PODS = "/api/v1/pods"
-T = TypeVar("T", bound=msgspec.Struct)
+T = TypeVar("T", bound=Watched)
 _pod = msgspec.json.Decoder(Pod)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from extender.outlook import Champion
 from extender.ports import UsageBlock
 from extender.state import Capture
 from extender.usage import UsageStore
+from models.arrays import Floats32
 from models.classical import classical
 from models.shipped import shipped
 from tests.extender_world import RESOURCE, pod_json
@@ -45,9 +48,12 @@ def test_a_champion_made_before_any_pod_was_listed_works_in_groups(
     monkeypatch.setattr(outlook, "_PODS_PER_GROUP", 8)
     taken: list[int] = []
     take = UsageStore.take
-    monkeypatch.setattr(
-        UsageStore, "take", lambda self, pods: (taken.append(len(pods)), take(self, pods))[1]
-    )
+
+    def noted(store: UsageStore, pods: Sequence[str]) -> Floats32:
+        taken.append(len(pods))
+        return take(store, pods)
+
+    monkeypatch.setattr(UsageStore, "take", noted)
     grouped = Champion(model).outlook(capture, used())
     assert sum(taken) == len(PODS)
     assert max(taken) < len(PODS)
