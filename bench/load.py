@@ -32,7 +32,7 @@ import uvloop
 
 from bench.rig import world
 from bench.rig.caller import Call, Caller, Connection, within
-from bench.rig.server import SPEED, Span, read_journal
+from bench.rig.server import Span, read_journal
 
 RATE = 300.0
 STORM = 10_000
@@ -78,8 +78,6 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
             "prometheus": {"url": cluster.url, "history_days": 1, "delay_seconds": 0},
             "model": {"poll_seconds": 1},
             "refresh_seconds": 20,
-            "hold_seconds": 15 * SPEED,
-            "watch_max_age": 3600,
         }
         command = ["bench.rig.server", "SETTINGS", str(journal), *map(str, models)]
         with world.extender(folder, command, settings) as extender:

@@ -35,7 +35,7 @@ class SimulatedCluster:
         self._pods = pods
         self._arrivals: dict[str, PodRow] = {}
         self._version = max(nodes, pods) + 1
-        self._watchers: dict[str, set[asyncio.Queue[bytes]]] = {"pods": set(), "nodes": set()}
+        self._watchers: set[asyncio.Queue[bytes]] = set()
 
     def app(self) -> web.Application:
         """Its HTTP application."""
@@ -45,6 +45,8 @@ class SimulatedCluster:
             [
                 web.get("/api/v1/nodes", self._nodes_page),
                 web.get("/api/v1/pods", self._pods_page),
+                web.get("/api/v1/namespaces/{namespace}/configmaps", self._nothing),
+                web.post("/apis/events.k8s.io/v1/namespaces/{namespace}/events", self._event),
                 web.get(one, self._pod),
                 web.post(f"{one}/binding", self._bind),
                 web.post("/api/v1/query_range", self._usage),
@@ -57,18 +59,35 @@ class SimulatedCluster:
     # The API server
 
     async def _nodes_page(self, request: web.Request) -> web.StreamResponse:
-        return await self._page(request, "nodes", self._nodes, render_node)
+        return await self._page(request, self._nodes, render_node)
 
     async def _pods_page(self, request: web.Request) -> web.StreamResponse:
+        """Those that have not finished; none has succeeded."""
+        if "status.phase=Succeeded" in request.query.get("fieldSelector", ""):
+            return await self._nothing(request)
+        if "watch" in request.query:
+            queue: asyncio.Queue[bytes] = asyncio.Queue()
+            self._watchers.add(queue)
+            try:
+                return await self._watch(request, queue)
+            finally:
+                self._watchers.discard(queue)
         return await self._page(
-            request, "pods", self._pods, lambda number: resident(number, self._nodes).render()
+            request, self._pods, lambda number: resident(number, self._nodes).render()
         )
 
+    async def _nothing(self, request: web.Request) -> web.StreamResponse:
+        """A kind of which there is no object."""
+        return await self._page(request, 0, lambda _: b"")
+
+    async def _event(self, _: web.Request) -> web.StreamResponse:
+        return web.json_response({}, status=201)
+
     async def _page(
-        self, request: web.Request, kind: str, count: int, render: Callable[[int], bytes]
+        self, request: web.Request, count: int, render: Callable[[int], bytes]
     ) -> web.StreamResponse:
         if "watch" in request.query:
-            return await self._watch(request, kind)
+            return await self._watch(request, asyncio.Queue())
         first = int(request.query.get("continue", "0"))
         stop = min(first + (int(request.query.get("limit", "0")) or count), count)
         after = str(stop) if stop < count else ""
@@ -76,22 +95,17 @@ class SimulatedCluster:
         body = head % (self._version, after.encode()) + b",".join(map(render, range(first, stop)))
         return web.Response(body=body + b"]}", content_type="application/json")
 
-    async def _watch(self, request: web.Request, kind: str) -> web.StreamResponse:
+    async def _watch(self, request: web.Request, queue: asyncio.Queue[bytes]) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         await response.prepare(request)
-        queue: asyncio.Queue[bytes] = asyncio.Queue()
-        self._watchers[kind].add(queue)
-        try:
-            while True:
-                try:
-                    async with asyncio.timeout(_BOOKMARK_SECONDS):
-                        events = await queue.get()
-                except TimeoutError:
-                    mark = b'{"metadata":{"resourceVersion":"%d"}}' % self._version
-                    events = _event(b"BOOKMARK", mark)
-                await response.write(events)
-        finally:
-            self._watchers[kind].discard(queue)
+        while True:
+            try:
+                async with asyncio.timeout(_BOOKMARK_SECONDS):
+                    events = await queue.get()
+            except TimeoutError:
+                mark = b'{"metadata":{"resourceVersion":"%d"}}' % self._version
+                events = _event(b"BOOKMARK", mark)
+            await response.write(events)
 
     async def _pod(self, request: web.Request) -> web.StreamResponse:
         pod = self._arrivals.get(request.match_info["name"])
@@ -120,7 +134,7 @@ class SimulatedCluster:
         self._send(_event(b"DELETED", pod.render()))
 
     def _send(self, events: bytes) -> None:
-        for queue in self._watchers["pods"]:
+        for queue in self._watchers:
             queue.put_nowait(events)
 
     # Prometheus

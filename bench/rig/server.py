@@ -1,9 +1,10 @@
 """The extender as its own process, measured from inside, for `bench.load`.
 
-It is the production server (`extender.app.production_parts`) but for three things: its clock runs
-fast, so that a usage window ends every few seconds; it changes models when it gets SIGUSR1; and it
-keeps a journal of what it did when: refreshes, model swaps, late wake-ups of the event loop,
-garbage collections. Times are of the system's monotonic clock, which the caller's process shares.
+It is the production server (`extender.app.production_parts`) but for three things: its refreshes'
+clock runs fast, so that a usage window ends every few seconds; it changes models when it gets
+SIGUSR1; and it keeps a journal of what it did when: refreshes, model swaps, late wake-ups of the
+event loop, garbage collections. Times are of the system's monotonic clock, which the caller's
+process shares.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from models.artifact import load_model
 from models.model import Model
 
 SPEED = 15.0
-"""Seconds of the server's clock in a real one: a window of 300 s ends every 20 s."""
+"""Seconds of the refreshes' clock in a real one: a window of 300 s ends every 20 s."""
 
 _WORTH_NOTING = 0.001
 """Seconds of lag or of garbage collection from which on they are written down."""
@@ -142,7 +143,6 @@ def main() -> None:
     began = time.time()
     parts: Parts = replace(
         production_parts(settings),
-        clock=lambda: began + (time.time() - began) * SPEED,
         models=SwappedModels(options.models),
     )
     journal = Journal(options.journal)
@@ -150,6 +150,7 @@ def main() -> None:
     server = Server(parts)
     server.telemetry.loop_lag.observe = journal.lag  # type: ignore[method-assign, assignment]
     refresher = server.refresher
+    refresher._clock = lambda: began + (time.time() - began) * SPEED  # noqa: SLF001
     refresher.refresh = journal.timed("refresh", refresher.refresh)  # type: ignore[method-assign]
     refresher.install = journal.timed("swap", refresher.install)  # type: ignore[method-assign]
     run(server)
