@@ -12,12 +12,12 @@ from extender import outlook
 from extender.ask import pod_facts
 from extender.kube_types import Pod
 from extender.outlook import Champion
-from extender.ports import UsageBlock
 from extender.state import Capture
-from extender.usage import UsageStore
 from models.arrays import Floats32
 from models.classical import classical
 from models.shipped import shipped
+from models.usage_source import UsageBlock
+from models.usage_store import UsageStore
 from tests.extender_world import RESOURCE, pod_json
 
 START = 1_700_000_100  # a multiple of 300

@@ -13,10 +13,9 @@ from aiohttp.test_utils import TestServer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extender import prometheus
-from extender.ports import UsageBlock, UsageError
-from extender.prometheus import PrometheusSource
-from extender.settings import PrometheusSettings
+from models import prometheus
+from models.prometheus import PrometheusSource
+from models.usage_source import PrometheusSettings, UsageBlock, UsageError
 
 START = 1_700_000_100  # a multiple of 300
 WINDOWS = 4
