@@ -357,6 +357,13 @@ def test_case_21_scores_are_a_bare_array_of_json_integers() -> None:
     assert encode_prioritize([], []) == b"[]"
 
 
+@given(st.lists(st.tuples(st.text(), st.integers(0, 10))))
+@settings(deadline=None)
+def test_prioritize_encodes_any_name_as_json_does(pairs: list[tuple[str, int]]) -> None:
+    answer = encode_prioritize([name for name, _ in pairs], [score for _, score in pairs])
+    assert json.loads(answer) == [{"Host": name, "Score": score} for name, score in pairs]
+
+
 @pytest.mark.parametrize(
     "text", ["a\x00b\n\t\x1b[0m", 'quote " and \\', "ü" * 20_000, "x" * 10_240]
 )
