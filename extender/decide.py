@@ -166,7 +166,7 @@ def _available(snapshot: Snapshot, rows: Ints, ask: Ask) -> Ints:
 
 
 def _peaks(snapshot: Snapshot, rows: Ints, ask: Ask, habit: Habit) -> Floats:
-    """Cores that each offered node and the pod use at the hour when they peak together, [K], or NaN."""
+    """Cores that each node and the pod use at the hour when they peak together, [K], or NaN."""
     if len(snapshot.promised) == 0:
         return np.full(len(rows), np.nan)
     if habit.profile is None:
