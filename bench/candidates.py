@@ -30,6 +30,9 @@ from shadow.result import ReplayResult
 
 CANDIDATES = (8, 32, 128, 0)
 REFRESH = 1800
+LEARN = 7 * 86_400
+"""Seconds of generated usage before deciding begins."""
+
 SPEC = ClusterSpec(nodes=300, days=9, rollouts_per_day=1.0, fill=0.8)
 """Each workload is rolled out once a day, so that a day decides most pods again; at 80 % full nodes
 kube-scheduler has a choice."""
@@ -51,13 +54,14 @@ def main() -> None:
     given = parser.parse_args()
     seeds = range(given.seeds)
     spec = replace(SPEC, nodes=given.nodes)
+    start: int | None = spec.start + LEARN
     traces = [free_to_move(generate_trace(replace(spec, seed=seed))) for seed in seeds]
     if given.trace is not None:
-        traces = [read_trace(given.trace)]
+        traces, start = [read_trace(given.trace)], None
     heading("candidates")
     for count in CANDIDATES:
         rows = [
-            measure(trace, Policy(), options(seed, given.hours, count))
+            measure(trace, Policy(), options(seed, start, given.hours, count))
             for trace, seed in zip(traces, seeds, strict=False)
         ]
         line(str(count or "all"), np.mean(rows, axis=0))
@@ -66,21 +70,23 @@ def main() -> None:
     by_hour = [free_to_move(generate_trace(replace(spec, seed=seed))) for seed in seeds]
     for name, policy in POLICIES.items():
         rows = [
-            measure(trace, policy, options(seed, given.hours, 32))
+            measure(trace, policy, options(seed, spec.start + LEARN, given.hours, 32))
             for trace, seed in zip(by_hour, seeds, strict=True)
         ]
         line(name, np.mean(rows, axis=0))
 
 
-def options(seed: int, hours: float, candidates: int) -> ReplayOptions:
+def options(seed: int, start: int | None, hours: float, candidates: int) -> ReplayOptions:
     """How one line is replayed."""
-    return ReplayOptions(seed=seed, hours=hours, candidates=candidates, refresh=REFRESH)
+    return ReplayOptions(
+        seed=seed, start=start, hours=hours, candidates=candidates, refresh=REFRESH
+    )
 
 
 def free_to_move(trace: Trace) -> Trace:
     """The trace, where pods that arrive after a week are placed anew."""
     start = pl.col("start")
-    late = start > start.min() + pl.duration(days=7)
+    late = start > start.min() + pl.duration(seconds=LEARN)
     node = pl.when(late).then(None).otherwise(pl.col("node")).alias("node")
     return replace(trace, pods=trace.pods.with_columns(node))
 

@@ -186,8 +186,9 @@ def test_server_and_replay_score_the_same_state_equally() -> None:
         np.testing.assert_array_equal(getattr(server, field), getattr(replayed, field))
     for ask in (ONLINE, Ask(1000, 1, offline=True)):
         for habit in (NOTHING_KNOWN, Habit(profile)):
-            both = [scores(of, np.arange(2), ask, Policy(), habit) for of in (server, replayed)]
-            np.testing.assert_array_equal(*both)
+            ours = scores(server, np.arange(2), ask, Policy(), habit)
+            theirs = scores(replayed, np.arange(2), ask, Policy(), habit)
+            np.testing.assert_array_equal(ours, theirs)
 
 
 def test_what_was_added_goes_with_the_refresh_that_knows_it() -> None:
