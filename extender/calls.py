@@ -139,7 +139,9 @@ class Calls:
             rejected = _tally(failed, unresolvable)
             self._record(pod, offer.names, passed, verdicts, snapshot, rejected)
             if self._recorder is not None:
-                self._recorder.put(Recorded(now, pod.uid, snapshot, rows, pod.ask, policy, limit))
+                self._recorder.put(
+                    Recorded(now, pod.uid, snapshot, rows, pod.ask, policy, limit, habit)
+                )
         if pod.offline:
             expires = now + self._settings.hold_seconds
             self._state.ledger.hold(

@@ -124,7 +124,7 @@ def _recorded(
         forecast=outlook.forecast.forecast,
         expected=outlook.forecast.expected,
         pods={
-            pod.key: OnlinePod(pod.key, pod.node, pod.request, pod.started)
+            pod.key: OnlinePod(pod.key, pod.node, pod.request, pod.started, pod.workload)
             for pod in capture.pods
             if pod.request or not pod.offline
         },

@@ -1,13 +1,16 @@
 """Online ranking by hour, the hot-node guard, and nodes that predecessors left."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 
 from extender.decide import NOTHING_KNOWN, Ask, Habit, decide, scores
+from extender.decision_log import Decision, read_log
 from extender.homes import REBUILD_LABEL, Homes
+from extender.recording import Recorded
 from extender.snapshot import Reason, Snapshot
 from models.arrays import Floats32
 from models.habits import NO_HABITS, Habits, Rhythm
@@ -17,6 +20,7 @@ from shadow.cluster import Cluster, Fleet
 from shadow.kube_scheduler import Request
 from tests.extender_world import PLAIN, Json, World, as_pod, pod_json
 from tests.test_decide import snapshot
+from tests.test_recording import entries
 
 ONLINE = Ask(1000, 0, offline=False)
 HOURLY = Policy(balance_weight=0.0, peak_hour_weight=1.0)
@@ -189,6 +193,39 @@ def test_server_and_replay_score_the_same_state_equally() -> None:
             ours = scores(server, np.arange(2), ask, Policy(), habit)
             theirs = scores(replayed, np.arange(2), ask, Policy(), habit)
             np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_decision_by_hour_is_recorded_and_made_again(tmp_path: Path) -> None:
+    log = tmp_path / "decisions.jsonl"
+    world = World(("n1", "n2"), decision_log=str(log))
+    world.sync()
+    profile = peak_at(14, 2.0, 0.5)
+    shape = np.stack([peak_at(14, 1.0, 0.3), peak_at(2, 1.0, 0.5)]).astype(np.float64)
+    rhythm = Rhythm(np.array([7.9, 2.0]), shape, known("default/StatefulSet/db", profile))
+    peaks = np.repeat(np.array([[3.0], [3.0]]), len(HORIZONS), axis=1)
+    capture = world.state.capture()
+    forecast, newest = Forecast(peaks, peaks * 0.8), np.full(2, world.now)
+    world.state.serve(capture, forecast, newest, "7", PLAIN, rhythm)
+    feed = world.state.pod_feed()
+    world.filter(labelled("db-1"))
+    feed.put(as_pod(labelled("db-0", node="n2")))  # n2's row alone changes
+    feed.remove(as_pod(labelled("db-0", node="n2")))
+    world.now += 1.0
+    world.filter(labelled("db-2"))
+    assert world.server.recorder is not None
+    world.server.recorder.close()
+    world.server.decisions.close()
+    logged = [record for record in read_log(log) if isinstance(record, Decision)]
+    made = [one for one in entries(Path(f"{log}.recording")) if isinstance(one, Recorded)]
+    assert [one.habit.home for one in made] == [-1, 1]
+    for decision, recorded in zip(logged, made, strict=True):
+        assert recorded.habit.profile is not None
+        assert recorded.habit.profile.tolist() == profile.tolist()
+        verdicts = recorded.again()
+        again = verdicts.score[verdicts.passed].tolist()
+        assert again == [candidate.score for candidate in decision.candidates]
+    # n1 is hot by its usage now, so n2 alone passes: at 14 h 3 x 0.5 + 2.0 = 3.5, then + 2 placed
+    assert [one.snapshot.profile[14].tolist() for one in made] == [[3.0, 1.5], [3.0, 3.5]]
 
 
 def test_what_was_added_goes_with_the_refresh_that_knows_it() -> None:
