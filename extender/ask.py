@@ -12,6 +12,7 @@ from functools import lru_cache
 import msgspec
 
 from extender.decide import Ask
+from extender.homes import REBUILD_LABEL
 from extender.kube_types import (
     Metadata,
     Pod,
@@ -62,6 +63,7 @@ class PodFacts(msgspec.Struct, frozen=True, gc=False):
         problem: why its ask for the reclaimed resource cannot be met anywhere, or empty.
         bad_annotations: annotations that could not be read and were ignored.
         candidates: how many nodes it wants to be offered; None for the setting.
+        rebuild: whether its label asks for the node that a pod of its workload has left.
         version: its resourceVersion, 0 where there is none.
     """
 
@@ -77,6 +79,7 @@ class PodFacts(msgspec.Struct, frozen=True, gc=False):
     problem: str
     bad_annotations: tuple[str, ...]
     candidates: int | None
+    rebuild: bool
     version: int
 
 
@@ -112,6 +115,7 @@ def pod_facts(pod: Pod, resource: str, lasted: Lasted = _never) -> PodFacts:
         problem=problem,
         bad_annotations=bad,
         candidates=candidates,
+        rebuild=(metadata.labels or {}).get(REBUILD_LABEL) == "true",
         version=version_of(metadata),
     )
 

@@ -106,7 +106,8 @@ class Calls:
         if not _all_differ(rows, len(snapshot.promised)):
             names = list(dict.fromkeys(names))
             rows = snapshot.rows(names)
-        raw = scores(snapshot, rows, pod.ask, self._state.policy)
+        habit = self._state.habit(pod, names, snapshot)
+        raw = scores(snapshot, rows, pod.ask, self._state.policy, habit)
         return encode_prioritize(names, to_wire_scores(raw))
 
     def preempt(self, body: bytes) -> bytes:
@@ -130,14 +131,17 @@ class Calls:
         snapshot = self._state.snapshot(now, without=pod.uid)
         rows = snapshot.rows(offer.names)
         limit = self._settings.candidates if pod.candidates is None else pod.candidates
-        verdicts = decide(snapshot, rows, pod.ask, policy, limit)
+        habit = self._state.habit(pod, offer.names, snapshot)
+        verdicts = decide(snapshot, rows, pod.ask, policy, limit, habit)
         passed = _once(verdicts.passed.tolist(), offer.names)
         failed, unresolvable = self._refusals(pod, offer.names, verdicts)
         if not self._is_repeat(pod, held := tuple(rows[passed].tolist())):
             rejected = _tally(failed, unresolvable)
             self._record(pod, offer.names, passed, verdicts, snapshot, rejected)
             if self._recorder is not None:
-                self._recorder.put(Recorded(now, pod.uid, snapshot, rows, pod.ask, policy, limit))
+                self._recorder.put(
+                    Recorded(now, pod.uid, snapshot, rows, pod.ask, policy, limit, habit)
+                )
         if pod.offline:
             expires = now + self._settings.hold_seconds
             self._state.ledger.hold(

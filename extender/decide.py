@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from extender.snapshot import Reason, Snapshot
-from models.arrays import Floats, Ints
+from models.arrays import Floats, Floats32, Ints
 from models.policy import HORIZONS, Policy
 
 MAX_SCORE = 10
@@ -36,6 +36,22 @@ class Ask(msgspec.Struct, frozen=True, gc=False):
 
 
 @dataclass(frozen=True, slots=True)
+class Habit:
+    """What is known of a pod's workload.
+
+    profile: [24] cores that the pod will use at its highest in each hour of the day, None where
+    nothing is known: then it is flat at its request. home: row of the node that a predecessor left
+    and that the pod would like to have, -1 for none.
+    """
+
+    profile: Floats32 | None = None
+    home: int = -1
+
+
+NOTHING_KNOWN = Habit()
+
+
+@dataclass(frozen=True, slots=True)
 class Verdicts:
     """The outcome for each of K offered nodes, in the order in which they were offered.
 
@@ -53,10 +69,18 @@ class Verdicts:
         return np.flatnonzero(self.reason == _FITS)
 
 
-def decide(snapshot: Snapshot, rows: Ints, ask: Ask, policy: Policy, candidates: int) -> Verdicts:
+def decide(
+    snapshot: Snapshot,
+    rows: Ints,
+    ask: Ask,
+    policy: Policy,
+    candidates: int,
+    habit: Habit = NOTHING_KNOWN,
+) -> Verdicts:
     """Which of the offered nodes may take the pod, narrowed to the best ``candidates``.
 
-    An online pod is never rejected, only ranked: its CPU is kube-scheduler's own business.
+    An online pod is never rejected, only ranked: its CPU is kube-scheduler's own business. Hot
+    nodes are ranked out as long as a known node that is not hot remains.
 
     Args:
         snapshot: what is known.
@@ -64,23 +88,36 @@ def decide(snapshot: Snapshot, rows: Ints, ask: Ask, policy: Policy, candidates:
         ask: what the pod wants.
         policy: thresholds and weights.
         candidates: how many nodes to return at most; 0 for all.
+        habit: what is known of its workload.
     """
     available = _available(snapshot, rows, ask)
     if ask.offline:
         reason = _offline_reasons(snapshot, rows, ask, available)
+        score = _offline_scores(snapshot, rows, ask, policy, available)
     else:
-        reason = np.full(len(rows), _FITS, np.int64)
-    score = _scores(snapshot, rows, ask, policy, available)
+        peak = _peaks(snapshot, rows, ask, habit)
+        reason = _online_reasons(snapshot, rows, policy, peak)
+        score = _online_scores(snapshot, rows, ask, policy, peak)
+    _prefer_home(score, rows, policy, habit)
     return Verdicts(_narrow(reason, score, candidates), score, available)
 
 
-def scores(snapshot: Snapshot, rows: Ints, ask: Ask, policy: Policy) -> Floats:
+def scores(
+    snapshot: Snapshot, rows: Ints, ask: Ask, policy: Policy, habit: Habit = NOTHING_KNOWN
+) -> Floats:
     """How good a home each offered node is, [K]; unknown nodes and unknown figures score 0.
 
-    Offline: the share of the node that stays reclaimable, and how narrow its forecast is.
-    Online: the share of the node that its predicted daily peak and the new pod leave free.
+    Offline: the share of the node that stays reclaimable, how narrow its forecast is, and whether
+    it is hot now. Online: the share of the node that is left free by its predicted daily peak and
+    the pod's request, and by what both use at the hour when they peak together. Either: whether a
+    predecessor ran there.
     """
-    return _scores(snapshot, rows, ask, policy, _available(snapshot, rows, ask))
+    if ask.offline:
+        score = _offline_scores(snapshot, rows, ask, policy, _available(snapshot, rows, ask))
+    else:
+        score = _online_scores(snapshot, rows, ask, policy, _peaks(snapshot, rows, ask, habit))
+    _prefer_home(score, rows, policy, habit)
+    return score
 
 
 def to_wire_scores(score: Floats) -> list[int]:
@@ -128,23 +165,70 @@ def _available(snapshot: Snapshot, rows: Ints, ask: Ask) -> Ints:
     return left
 
 
-def _scores(snapshot: Snapshot, rows: Ints, ask: Ask, policy: Policy, available: Ints) -> Floats:
-    if len(rows) == 0 or len(snapshot.promised) == 0:
+def _peaks(snapshot: Snapshot, rows: Ints, ask: Ask, habit: Habit) -> Floats:
+    """Cores that each node and the pod use at the hour when they peak together, [K], or NaN."""
+    if len(snapshot.promised) == 0:
+        return np.full(len(rows), np.nan)
+    if habit.profile is None:
+        peak: Floats = snapshot.forecast[:, -1].take(rows) + ask.millicpu / 1000
+    else:
+        together = snapshot.profile.take(rows, axis=1)
+        together += habit.profile[:, None]
+        peak = together.max(axis=0).astype(np.float64)
+    peak[~np.isfinite(peak)] = np.nan
+    return peak
+
+
+def _offline_scores(
+    snapshot: Snapshot, rows: Ints, ask: Ask, policy: Policy, available: Ints
+) -> Floats:
+    if len(snapshot.promised) == 0:
         return np.zeros(len(rows))
     allocatable = np.maximum(snapshot.allocatable.take(rows), 1e-9)
-    if ask.offline:
-        forecast = snapshot.forecast[:, ask.horizon].take(rows)
-        doubt = forecast - snapshot.expected[:, ask.horizon].take(rows)
-        left = (available - ask.millicpu) * (policy.slack_weight / 1000)
-        raw = policy.certainty_weight + (left - doubt * policy.certainty_weight) / allocatable
-    else:
-        peak = snapshot.forecast[:, -1].take(rows) + ask.millicpu / 1000
-        raw = policy.balance_weight * (1 - peak / allocatable)
+    forecast = snapshot.forecast[:, ask.horizon].take(rows)
+    doubt = forecast - snapshot.expected[:, ask.horizon].take(rows)
+    left = (available - ask.millicpu) * (policy.slack_weight / 1000)
+    raw = policy.certainty_weight + (left - doubt * policy.certainty_weight) / allocatable
+    raw -= policy.hot_weight * (snapshot.usage.take(rows) > policy.hot_share * allocatable)
+    return _known(raw, rows)
+
+
+def _online_scores(
+    snapshot: Snapshot, rows: Ints, ask: Ask, policy: Policy, peak: Floats
+) -> Floats:
+    if len(snapshot.promised) == 0:
+        return np.zeros(len(rows))
+    allocatable = np.maximum(snapshot.allocatable.take(rows), 1e-9)
+    alone = snapshot.forecast[:, -1].take(rows) + ask.millicpu / 1000
+    taken = policy.balance_weight * alone + policy.peak_hour_weight * peak
+    return _known(policy.balance_weight + policy.peak_hour_weight - taken / allocatable, rows)
+
+
+def _known(raw: Floats, rows: Ints) -> Floats:
+    """Scores, 0 where the node or its figures are unknown."""
     unknown = ~np.isfinite(raw)
     unknown |= rows < 0
     raw[unknown] = 0.0
-    scored: Floats = raw
-    return scored
+    return raw
+
+
+def _prefer_home(score: Floats, rows: Ints, policy: Policy, habit: Habit) -> None:
+    """Raise the score of the node that the pod's predecessor left."""
+    if habit.home >= 0:
+        score[rows == habit.home] += policy.rebuild_weight
+
+
+def _online_reasons(snapshot: Snapshot, rows: Ints, policy: Policy, peak: Floats) -> Ints:
+    """All fit; hot nodes are ranked out as long as a known node that is not hot remains."""
+    reason = np.full(len(rows), _FITS, np.int64)
+    if len(snapshot.promised) == 0:
+        return reason
+    limit = snapshot.allocatable.take(rows) * policy.hot_share
+    hot = (peak > limit) | (snapshot.usage.take(rows) > limit)
+    hot &= rows >= 0
+    if hot.any() and (~hot & np.isfinite(peak) & (rows >= 0)).any():
+        reason[hot] = _RANKED_OUT
+    return reason
 
 
 def _offline_reasons(snapshot: Snapshot, rows: Ints, ask: Ask, available: Ints) -> Ints:

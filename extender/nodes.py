@@ -16,7 +16,8 @@ import numpy as np
 from extender.kube_types import Metadata, Node, NodeStatus, version_of
 from extender.quantity import QuantityError, cores, whole
 from extender.snapshot import Reason
-from models.arrays import Bools, Floats, Ints
+from models.arrays import Bools, Floats, Floats32, Ints
+from models.habits import HOURS
 from models.policy import HORIZONS, Policy
 from models.reclaim import reclaimable_millicpu
 from models.rolling import Forecast
@@ -28,9 +29,12 @@ _ROW = np.dtype(
         ("known", np.bool_),  # whether there is a forecast
         ("forecast", np.float64, (len(HORIZONS),)),  # cores, of the last refresh
         ("expected", np.float64, (len(HORIZONS),)),
+        ("shape", np.float32, (HOURS,)),  # usage by hour of day as a share of the highest hour's
+        ("usage", np.float64),  # cores, of the newest window
         ("newest", np.float64),  # seconds since the epoch: end of the newest usage window
         ("requested", np.int64),  # millicores that the node's pods request
-        ("added", np.int64),  # millicores requested by pods that the last refresh did not know
+        ("added", np.int64),  # millicores for pods that the last refresh did not know
+        ("raised", np.float32, (HOURS,)),  # cores by hour of day, for the same pods
     ]
 )
 
@@ -63,6 +67,8 @@ class View:
     allocatable: Floats
     forecast: Floats
     expected: Floats
+    profile: Floats32
+    usage: Floats
     free: Ints
     emptied: Ints
     newest: Floats
@@ -160,26 +166,30 @@ class NodeTable:
             if not needed(row):
                 self._vacant.append(self._parked.pop(name))
 
-    def request(self, row: int, millicpu: int, added: int) -> None:
-        """A node's pods request this much more (or less), of which some is new to forecasts."""
+    def request(self, row: int, millicpu: int, added: int, profile: Floats32) -> None:
+        """A node's pods request this much more (or less), and are forecast to use ``added`` more.
+
+        ``profile``: the latter by hour of day, [24] cores.
+        """
         self._rows["requested"][row] += millicpu
         self._rows["added"][row] += added
+        self._rows["raised"][row] += profile
         self._changed.add(row)
 
     def serve(
-        self, names: Sequence[str], forecast: Forecast, newest: Floats, added: Mapping[str, int]
+        self, names: Sequence[str], forecast: Forecast, newest: Floats, usage: Floats, shape: Floats
     ) -> None:
-        """Replace all forecasts; see `State.serve`. ``added``: millicores by node."""
+        """Replace all forecasts, and forget what was added to the old ones; see `State.serve`."""
         found = np.fromiter(map(self._index.get, names, repeat(-1)), np.int64, len(names))
         positions = np.flatnonzero(found >= 0)
         rows = found[positions]
         self._rows["added"] = 0
-        for name, millicpu in added.items():
-            if name in self._index:
-                self._rows["added"][self._index[name]] = millicpu
+        self._rows["raised"] = 0
         self._rows["forecast"][rows] = forecast.forecast[positions]
         self._rows["expected"][rows] = forecast.expected[positions]
         self._rows["newest"][rows] = newest[positions]
+        self._rows["usage"][rows] = usage[positions]
+        self._rows["shape"][rows] = shape[positions]
         self._rows["known"][rows] = np.isfinite(forecast.forecast[positions]).all(axis=1)
         self._changed.update(range(len(self._rows)))
 
@@ -207,6 +217,8 @@ class NodeTable:
         added = data["added"][:, None] / 1000
         requested = data["requested"][:, None] / 1000
         forecast = np.where(known, data["forecast"] + added, requested)
+        daily = np.where(known, data["forecast"][:, -1:], 0) * data["shape"] + data["raised"]
+        profile = np.where(known, daily, requested).T.astype(np.float32)
         free = reclaimable_millicpu(allocatable, forecast, policy)
         emptied = reclaimable_millicpu(allocatable, np.zeros((len(rows), 1)), policy)[:, 0]
         self._published_index = self._index
@@ -218,6 +230,8 @@ class NodeTable:
             expected=_with(
                 old.expected, rows, np.where(known, data["expected"] + added, requested)
             ),
+            profile=_with_columns(old.profile, rows, profile),
+            usage=_with(old.usage, rows, data["usage"]),
             free=_with(old.free, rows, np.where(known, np.minimum(free, ceiling[:, None]), 0)),
             emptied=_with(old.emptied, rows, np.minimum(emptied, ceiling)),
             newest=_with(old.newest, rows, data["newest"]),
@@ -237,6 +251,7 @@ class NodeTable:
                 self._capacity = np.concatenate([self._capacity, np.zeros_like(self._capacity)])
             self._rows = self._capacity[: row + 1]
         self._rows["newest"][row] = -np.inf
+        self._rows["usage"][row] = np.nan
         self._index[name] = row
         return row
 
@@ -256,6 +271,8 @@ def _empty(nodes: int, number: int) -> View:
         allocatable=cores,
         forecast=by_horizon,
         expected=by_horizon,
+        profile=np.zeros((HOURS, nodes), np.float32),  # an hour's nodes lie together
+        usage=cores,
         free=by_horizon.astype(np.int64, order="K"),
         emptied=millicores,
         newest=cores,
@@ -271,6 +288,14 @@ def _with(old: _Array, rows: Ints, values: _Array) -> _Array:
     """A copy of an array with some rows replaced, closed to writing."""
     new = old.copy(order="K")
     new[rows] = values
+    new.flags.writeable = False
+    return new
+
+
+def _with_columns(old: Floats32, rows: Ints, values: Floats32) -> Floats32:
+    """As `_with`, where nodes are columns."""
+    new = old.copy()
+    new[:, rows] = values
     new.flags.writeable = False
     return new
 

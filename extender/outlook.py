@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -13,6 +13,14 @@ from extender.ask import PodFacts
 from extender.state import Capture
 from models.arrays import Floats, Ints
 from models.grid import WINDOW
+from models.habits import (
+    NO_HABITS,
+    Habits,
+    HabitsBuilder,
+    Rhythm,
+    no_rhythm,
+    node_shapes,
+)
 from models.history import build_history
 from models.model import Model
 from models.policy import HORIZONS
@@ -30,13 +38,12 @@ _LONG_RUNNING = 3 * WINDOW
 class Outlook:
     """A refresh's result for N nodes.
 
-    newest: [N] seconds since the epoch at which a node's newest usage window ended. usage: [N]
-    cores that the nodes' online pods used in the newest window.
+    newest: [N] seconds since the epoch at which a node's newest usage window ended.
     """
 
     forecast: Forecast
     newest: Floats
-    usage: Floats
+    rhythm: Rhythm
 
 
 class Champion:
@@ -50,6 +57,7 @@ class Champion:
     def __init__(self, model: Model) -> None:
         self.model = model
         self._groups: list[RollingForecast] = []
+        self._habits = NO_HABITS  # of the last refresh: groups share workloads
 
     def outlook(self, capture: Capture, store: UsageStore) -> Outlook:
         """Forecast all nodes from what the store knows; takes seconds, so it runs in a thread."""
@@ -64,6 +72,7 @@ class Champion:
             at = row.get(pod.node)
             if at is not None and (pod.request or not pod.offline):
                 members[group[at]].append(pod)
+        builder = HabitsBuilder([pod.workload for part in members for pod in part])
         for at, rolling in enumerate(self._groups):
             nodes = np.flatnonzero(group == at)
             if len(nodes):
@@ -73,11 +82,16 @@ class Champion:
                     members[at],
                     [capture.nodes[node] for node in nodes],
                     capture.allocatable[nodes],
+                    self._habits,
+                    builder,
                 )
                 result.forecast.forecast[nodes] = part.forecast.forecast
                 result.forecast.expected[nodes] = part.forecast.expected
-                result.newest[nodes], result.usage[nodes] = part.newest, part.usage
-        return result
+                result.newest[nodes] = part.newest
+                result.rhythm.usage[nodes] = part.rhythm.usage
+                result.rhythm.shape[nodes] = part.rhythm.shape
+        self._habits = builder.build()
+        return replace(result, rhythm=replace(result.rhythm, habits=self._habits))
 
 
 def unknown(nodes: int) -> Outlook:
@@ -86,7 +100,7 @@ def unknown(nodes: int) -> Outlook:
     return Outlook(
         Forecast(np.full(shape, np.nan), np.full(shape, np.nan)),
         np.full(nodes, -np.inf),
-        np.full(nodes, np.nan),
+        no_rhythm(nodes),
     )
 
 
@@ -96,17 +110,27 @@ def _group_outlook(
     pods: Sequence[PodFacts],
     nodes: Sequence[str],
     allocatable: Floats,
+    habits: Habits,
+    builder: HabitsBuilder,
 ) -> Outlook:
+    """Forecast a group's nodes; new pods of workloads with known ``habits`` count with these.
+
+    What is seen of its pods goes to the ``builder``.
+    """
     row = {name: at for at, name in enumerate(nodes)}
     node = np.array([row[pod.node] for pod in pods], np.int64)
     keys = [pod.key for pod in pods]
     usage = store.take(keys)
     request = np.array([pod.request for pod in pods], np.float64)
+    workloads = [pod.workload for pod in pods]
+    builder.add(workloads, usage, store.time)
     history = build_history(store.time, usage, request, np.arange(len(pods)), node, allocatable)
+    history = history.counting(habits.needs(workloads))
     forecast = rolling.refresh(history, keys, nodes)
     newest = np.nan_to_num(usage[:, -1]).astype(np.float64)
     used = np.bincount(node, weights=newest, minlength=len(nodes)).astype(np.float64)
-    return Outlook(forecast, _newest(pods, node, len(nodes), store), used)
+    rhythm = Rhythm(used, node_shapes(history), habits)
+    return Outlook(forecast, _newest(pods, node, len(nodes), store), rhythm)
 
 
 def _newest(pods: Sequence[PodFacts], node: Ints, nodes: int, store: UsageStore) -> Floats:

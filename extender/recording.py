@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from extender.decide import Ask, Verdicts, decide
+from extender.decide import Ask, Habit, Verdicts, decide
 from extender.snapshot import Snapshot
 from models.arrays import Floats, Ints
 from models.policy import Policy
@@ -75,12 +75,16 @@ class Refreshed(msgspec.Struct, frozen=True, kw_only=True, tag="refresh"):
 
 
 class OnlinePod(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """An online pod on a node: ``namespace/name``, request in cores, start in epoch seconds."""
+    """An online pod on a node: ``namespace/name``, request in cores, start in epoch seconds.
+
+    workload: as in `extender.ask.PodFacts`.
+    """
 
     key: str
     node: str
     request: float
     started: float
+    workload: str
 
 
 class Decided(msgspec.Struct, frozen=True, kw_only=True, tag="decision"):
@@ -88,12 +92,15 @@ class Decided(msgspec.Struct, frozen=True, kw_only=True, tag="decision"):
 
     scalars, arrays: the snapshot's fields, where they differ from those of the decision before.
     named, dropped: the same for its index. rows: offered rows as differences (int32).
+    profile, home: of the pod's `Habit`.
     """
 
     time: float
     uid: str
     ask: Ask
     candidates: int
+    profile: Patch | None
+    home: int
     rows: bytes
     policy: Policy | None
     scalars: dict[str, float | int | str | None]
@@ -118,10 +125,11 @@ class Recorded:
     ask: Ask
     policy: Policy
     candidates: int
+    habit: Habit
 
     def again(self) -> Verdicts:
         """The verdicts of production's own function."""
-        return decide(self.snapshot, self.rows, self.ask, self.policy, self.candidates)
+        return decide(self.snapshot, self.rows, self.ask, self.policy, self.candidates, self.habit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,19 +183,22 @@ class Encoder:
                 continue
             last = self._last.get(field.name)
             if isinstance(value, np.ndarray):
-                if (patch := _patch(last, value)) is not None:
+                if value is not last and (patch := _patch(field.name, last, value)) is not None:
                     arrays[field.name] = patch
             elif field.name not in self._last or value != last:
                 scalars[field.name] = value
             self._last[field.name] = value
         named, dropped = self._renamed(recorded.snapshot.index)
         policy = None if recorded.policy == self._policy else recorded.policy
+        profile = recorded.habit.profile
         self._policy = recorded.policy
         return Decided(
             time=recorded.time,
             uid=recorded.uid,
             ask=recorded.ask,
             candidates=recorded.candidates,
+            profile=None if profile is None else _whole(profile),
+            home=recorded.habit.home,
             rows=np.diff(recorded.rows, prepend=0).astype(np.int32).tobytes(),
             policy=policy,
             scalars=scalars,
@@ -255,7 +266,9 @@ class Decoder:
             name: np.full(len(self._fields["allocatable"]), np.nan) for name in NOT_KEPT
         }
         known = {field.name for field in fields(Snapshot)}
-        kept = {name: value for name, value in self._fields.items() if name in known}
+        kept = {
+            name: _by_node(name, value) for name, value in self._fields.items() if name in known
+        }
         return Recorded(
             time=entry.time,
             uid=entry.uid,
@@ -264,6 +277,9 @@ class Decoder:
             ask=entry.ask,
             policy=self._policy,
             candidates=entry.candidates,
+            habit=Habit(
+                None if entry.profile is None else _unpatch(None, entry.profile), entry.home
+            ),
         )
 
 
@@ -299,9 +315,14 @@ def read_frames(file: BinaryIO) -> Iterator[list[Entry]]:
         yield _decoder.decode(zlib.decompress(body))
 
 
-def _patch(last: Any, value: NDArray[Any]) -> Patch | None:  # noqa: ANN401 - any field's value
-    if value is last:
-        return None
+def _by_node(name: str, value: NDArray[Any]) -> NDArray[Any]:
+    """A snapshot's array with nodes as rows, or back: what changes is nodes."""
+    return value.T if name == "profile" else value
+
+
+def _patch(name: str, last: Any, value: NDArray[Any]) -> Patch | None:  # noqa: ANN401 - any value
+    value = _by_node(name, value)
+    last = _by_node(name, last) if isinstance(last, np.ndarray) else last
     same = isinstance(last, np.ndarray) and last.dtype == value.dtype and last.shape == value.shape
     if not same or value.ndim == 0:
         return _whole(value)

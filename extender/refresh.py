@@ -87,7 +87,9 @@ class Refresher:
             if self._store.time:
                 outlook = await asyncio.to_thread(champion.outlook, capture, self._store)
         await asyncio.to_thread(self._compare, capture.nodes, outlook)
-        self._state.serve(capture, outlook.forecast, outlook.newest, version, policy)
+        self._state.serve(
+            capture, outlook.forecast, outlook.newest, version, policy, outlook.rhythm
+        )
         if self._recorder is not None:
             about = (self._clock(), self._store.time, version, self._share)
             self._recorder.put(lambda: _recorded(capture, outlook, *about))
@@ -98,7 +100,7 @@ class Refresher:
         if self._store.time > time:
             pairs = [(rows[node], at) for at, node in enumerate(nodes) if node in rows]
             before, now = np.array(pairs, np.int64).reshape(-1, 2).T
-            truth, promised = outlook.usage[now], forecast[before]
+            truth, promised = outlook.rhythm.usage[now], forecast[before]
             known = np.isfinite(truth) & np.isfinite(promised)
             self._telemetry.node_windows.inc(int(known.sum()))
             self._telemetry.violations.inc(int((truth[known] > promised[known]).sum()))
@@ -122,7 +124,7 @@ def _recorded(
         forecast=outlook.forecast.forecast,
         expected=outlook.forecast.expected,
         pods={
-            pod.key: OnlinePod(pod.key, pod.node, pod.request, pod.started)
+            pod.key: OnlinePod(pod.key, pod.node, pod.request, pod.started, pod.workload)
             for pod in capture.pods
             if pod.request or not pod.offline
         },

@@ -9,7 +9,7 @@ from itertools import repeat
 
 import numpy as np
 
-from models.arrays import Floats, Ints
+from models.arrays import Floats, Floats32, Ints
 
 
 class Reason(IntEnum):
@@ -43,6 +43,8 @@ class Snapshot:
         allocatable: [N] cores.
         forecast: [N, H] cores, the peak exceeded with at most the policy's probability.
         expected: [N, H] cores, the peak that is expected; forecast - expected is the uncertainty.
+        profile: [24, N] cores by hour of day (UTC); its highest hour is the forecast for a day.
+        usage: [N] cores that the node's online pods used in the newest window, NaN where not known.
         free: [N, H] millicores reclaimable before promises, without what resource locks withhold.
         emptied: [N] millicores that could be promised with nothing on the node.
         promised: [N] millicores held and promised to pods other than the one being decided. Every
@@ -58,6 +60,8 @@ class Snapshot:
     allocatable: Floats
     forecast: Floats
     expected: Floats
+    profile: Floats32
+    usage: Floats
     free: Ints
     emptied: Ints
     promised: Ints

@@ -7,6 +7,7 @@ handed out (snapshots, captures) is never changed again: arrays are replaced, no
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from extender.ask import PodFacts, pod_facts
+from extender.decide import Habit
+from extender.homes import Homes
 from extender.kube_types import Node, Pod
 from extender.ledger import Entry, Ledger, Stage
 from extender.locks import Lock
@@ -23,7 +26,8 @@ from extender.runs import Runs
 from extender.settings import Settings
 from extender.snapshot import Reason, Snapshot
 from extender.withheld import LockTable
-from models.arrays import Floats, Ints
+from models.arrays import Floats, Floats32, Ints
+from models.habits import HOURS, NO_HABITS, Rhythm, no_rhythm
 from models.policy import Policy
 from models.rolling import Forecast
 
@@ -39,7 +43,7 @@ class Capture:
     """What a refresh forecasts for, taken in one moment.
 
     nodes: N names; allocatable: [N] cores; pods: those not finished, bound to a node or not;
-    recent: UID -> millicores requested that were added to forecasts since the last capture.
+    recent: UID -> millicores that were added to forecasts since the last capture.
     """
 
     nodes: tuple[str, ...]
@@ -60,6 +64,15 @@ class Renewals:
     overdue: tuple[Entry, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Added:
+    """What a pod added to its node's forecast: millicores, and [24] cores by hour of day."""
+
+    node: str
+    millicpu: int
+    profile: Floats32
+
+
 class State:
     """The mutable heart of the server; see the module's text for the rules."""
 
@@ -76,9 +89,11 @@ class State:
         self._locks = LockTable()
         self._pods: dict[str, PodFacts] = {}
         self._pods_on: dict[str, dict[str, PodFacts]] = {}
-        self._recent: dict[str, tuple[str, int]] = {}
         self._gone: OrderedDict[str, None] = OrderedDict()
         self._captured = False  # before the first capture there is no pod that it does not know
+        self._recent: dict[str, _Added] = {}
+        self._habits = NO_HABITS
+        self._homes = Homes()
         self._heard = {"nodes": -np.inf, "pods": -np.inf}
         self._unlisted = {"nodes", "pods"}
 
@@ -163,7 +178,7 @@ class State:
             names,
             allocatable,
             tuple(self._pods.values()),  # sifted by whoever uses it, in a thread
-            {uid: millicpu for uid, (_, millicpu) in self._recent.items()},
+            {uid: added.millicpu for uid, added in self._recent.items()},
         )
 
     def serve(
@@ -173,25 +188,31 @@ class State:
         newest: Floats,
         model_version: str,
         policy: Policy,
+        rhythm: Rhythm | None = None,
     ) -> None:
         """Put a forecast into service, with the model that made it.
 
         Args:
             capture: what was forecast for. Nodes that are gone since are left out; pods that came
-                since stay added with their requests.
+                since stay added.
             forecast: of the capture's nodes.
             newest: [N] seconds since the epoch at which the newest usage window ended.
             model_version, policy: of the model.
+            rhythm: when the capture's nodes and workloads use CPU, where that is known.
         """
+        rhythm = rhythm or no_rhythm(len(capture.nodes))
+        self._habits = rhythm.habits
         self.model_version, self.policy = model_version, policy
         for uid, known in capture.recent.items():
-            node, millicpu = self._recent.pop(uid, ("", 0))
-            if millicpu > known:
-                self._recent[uid] = (node, millicpu - known)
-        added: dict[str, int] = {}
-        for node, millicpu in self._recent.values():
-            added[node] = added.get(node, 0) + millicpu
-        self._nodes.serve(capture.nodes, forecast, newest, added)
+            added = self._recent.pop(uid, None)
+            if added is not None and added.millicpu > known:  # it was resized since
+                rest = added.millicpu - known
+                self._recent[uid] = _Added(added.node, rest, _flat(rest))
+        self._nodes.serve(capture.nodes, forecast, newest, rhythm.usage, rhythm.shape)
+        for added in self._recent.values():
+            row = self._nodes.row(added.node)
+            if row is not None:
+                self._nodes.request(row, 0, added.millicpu, added.profile)
 
     # As time passes
 
@@ -250,6 +271,8 @@ class State:
             allocatable=view.allocatable,
             forecast=view.forecast,
             expected=view.expected,
+            profile=view.profile,
+            usage=view.usage,
             free=withheld.free,
             emptied=view.emptied,
             promised=promised,
@@ -257,6 +280,14 @@ class State:
             usage_age=view.usage_age,
             model_version=self.model_version,
         )
+
+    def habit(self, pod: PodFacts, names: Sequence[str], snapshot: Snapshot) -> Habit:
+        """What is known of a pod's workload; of the offered nodes it is given one that was left."""
+        profile = None if pod.offline else self._habits.of(pod.workload)
+        home = ""
+        if pod.rebuild:
+            home = self._homes.claim(pod.workload, pod.uid, names.__contains__, self._clock())
+        return Habit(profile, snapshot.index.get(home, -1))
 
     def withheld(self, now: float) -> Ints:
         """Millicores that resource locks take from what is reclaimable, [N, H].
@@ -293,7 +324,7 @@ class State:
         row = self._nodes.row(name)
         if row is not None:
             self._nodes.remove(name, park=self.ledger.drop_row(row))
-            for uid in [uid for uid, (node, _) in self._recent.items() if node == name]:
+            for uid in [uid for uid, added in self._recent.items() if added.node == name]:
                 del self._recent[uid]
 
     # Pods
@@ -319,6 +350,7 @@ class State:
         if new.node:
             if old is None or not old.node:
                 self._locks.moved(new, 1)
+            self._homes.settle(new.workload, new.uid, new.node)
             self._pods_on.setdefault(new.node, {})[new.uid] = new
             row = self._nodes.row(new.node)
             if row is not None:
@@ -339,10 +371,11 @@ class State:
             self._gone.popitem(last=False)
 
     def _charge(self, pod: PodFacts, row: int, before: PodFacts | None) -> None:
-        """Count a bound pod on its node: its promise exactly, its request until measured.
+        """Count a bound pod on its node: its promise exactly, its need until measured.
 
-        Until the next refresh the node's forecast rises by what the pod requests, or by what it
-        requests more than ``before``; it never falls.
+        Until the next refresh the node's forecast rises by what the pod's workload is known to
+        need, or by what the pod requests where it is not known; later by what it requests more
+        than ``before``. It never falls.
         """
         if pod.offline:
             ask = pod.ask
@@ -350,12 +383,17 @@ class State:
             self.ledger.confirm(pod.uid, pod.key, ask.millicpu, ask.horizon, row, made)
         millicpu = round(pod.request * 1000)
         more = millicpu - (round(before.request * 1000) if before is not None else 0)
-        added = max(more, 0)
+        added, profile = max(more, 0), _flat(max(more, 0))
+        known = None if before is not None or pod.offline else self._habits.of(pod.workload)
+        if known is not None:
+            added, profile = math.ceil(float(known.max()) * 1000), known
         if added and self._captured:
-            already = self._recent.get(pod.uid, ("", 0))[1]
-            self._recent[pod.uid] = (pod.node, already + added)
-        if more:
-            self._nodes.request(row, more, added)
+            already = self._recent.get(pod.uid, _Added(pod.node, 0, _flat(0)))
+            self._recent[pod.uid] = _Added(
+                pod.node, already.millicpu + added, already.profile + profile
+            )
+        if more or added:
+            self._nodes.request(row, more, added, profile)
 
     def _drop_pod(self, uid: str) -> None:
         """Forget a pod that is gone or finished, and give back its promise.
@@ -367,13 +405,14 @@ class State:
         if pod is None or not pod.node:
             return
         self._locks.moved(pod, -1)
+        self._homes.leave(pod.workload, uid, pod.node, self._clock())
         on_node = self._pods_on[pod.node]
         del on_node[uid]
         if not on_node:
             del self._pods_on[pod.node]
         row = self._nodes.row(pod.node)
         if row is not None and pod.request:
-            self._nodes.request(row, -round(pod.request * 1000), 0)
+            self._nodes.request(row, -round(pod.request * 1000), 0, _flat(0))
 
     def _listed(self, kind: str) -> None:
         self._hear(kind)
@@ -389,3 +428,8 @@ class State:
 
     def _hear(self, kind: str) -> None:
         self._heard[kind] = self._clock()
+
+
+def _flat(millicpu: int) -> Floats32:
+    """The profile of a pod of which nothing is known, [24] cores."""
+    return np.full(HOURS, millicpu / 1000, np.float32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import sparse
@@ -52,6 +52,17 @@ class History:
     def nodes(self) -> int:
         """N, the number of nodes."""
         return len(self.limit)
+
+    def counting(self, need: Floats) -> History:
+        """The same, where pods that are not seasoned count with ``need`` [P] cores.
+
+        NaN leaves a pod its request.
+        """
+        counted = np.where(np.isfinite(need), need, self.request)
+        new = ~self.seasoned[self.pod]
+        weights = counted[self.pod[new]]
+        unknown = np.bincount(self.node[new], weights=weights, minlength=self.nodes)
+        return replace(self, unknown=unknown.astype(np.float64))
 
     def sum_pods(self, values: Floats) -> Floats:
         """Sum a figure of the pods ([P]) over the seasoned pods of each node ([N])."""

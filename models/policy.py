@@ -46,7 +46,24 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     balance_weight: Annotated[float, Meta(ge=0)] = 1.0
     """Weight, for online pods, of the share of a node that its forecast peak leaves free.
-    Higher spreads predicted peaks more evenly over the cluster."""
+    Higher spreads predicted peaks more evenly over the cluster, at whatever hour they fall."""
+
+    peak_hour_weight: Annotated[float, Meta(ge=0)] = 1.0
+    """Weight, for online pods, of the share of a node that is left free at the hour when the node
+    and the pod together peak. Higher prefers nodes whose peaks fall at other hours than the pod's.
+    """
+
+    rebuild_weight: Annotated[float, Meta(ge=0)] = 1.0
+    """Added to the node of a predecessor for a pod that asks to be rebuilt in place. 1 is worth a
+    whole empty node; higher than all other weights together makes it the best node always."""
+
+    hot_share: Annotated[float, Meta(gt=0, le=1)] = 0.9
+    """Share of allocatable CPU above which a node is hot, by its usage now or its forecast peak.
+    0.9 lies below the ceiling, so the guard acts before promises fail; lower narrows more."""
+
+    hot_weight: Annotated[float, Meta(ge=0)] = 1.0
+    """Taken from an offline pod's score on a node whose usage now is hot. 1 is worth a whole empty
+    node: a hot node is taken only where no other fits about as well."""
 
 
 def horizon_index(duration_s: float) -> int:

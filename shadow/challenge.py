@@ -9,8 +9,9 @@ import numpy as np
 
 from extender.recording import OnlinePod, Recorded, Refresh
 from extender.snapshot import Reason, Snapshot
-from models.arrays import Floats
+from models.arrays import Floats, Floats32
 from models.grid import WINDOW
+from models.habits import HabitsBuilder
 from models.history import build_history
 from models.model import Model
 from models.policy import HORIZONS, Policy
@@ -31,22 +32,26 @@ def challenge(model: Model, refresh: Refresh, store: UsageStore) -> Forecast:
     row = {name: at for at, name in enumerate(refresh.nodes)}
     pods = [pod for pod in pods if pod.node in row]
     keys = [pod.key for pod in pods]
+    workloads = [pod.workload for pod in pods]
+    usage = store.take(keys, refresh.usage_end)
+    builder = HabitsBuilder(workloads)
+    builder.add(workloads, usage, refresh.usage_end)
     history = build_history(
         refresh.usage_end,
-        store.take(keys, refresh.usage_end),
+        usage,
         np.array([pod.request for pod in pods], np.float64),
         np.arange(len(pods)),
         np.array([row[pod.node] for pod in pods], np.int64),
         refresh.allocatable,
-    )
+    ).counting(builder.build().needs(workloads))
     return RollingForecast(model).refresh(history, keys, refresh.nodes)
 
 
 def challenged(recorded: Recorded, refresh: Refresh, own: Forecast, policy: Policy) -> Recorded:
     """The decision as the challenger would have met it.
 
-    Requests of pods that came after the refresh were added to the champion's forecast; they are
-    added to the challenger's too.
+    What pods that came after the refresh need was added to the champion's forecast; it is added to
+    the challenger's too. Both see nodes peak at the same hours.
     """
     snapshot, share = recorded.snapshot, refresh.advertise_share
     was = _by_row(snapshot, refresh.nodes, refresh.forecast)
@@ -65,6 +70,7 @@ def challenged(recorded: Recorded, refresh: Refresh, own: Forecast, policy: Poli
         snapshot,
         forecast=forecast,
         expected=expected,
+        profile=_stretched(snapshot, forecast[:, -1]),
         free=np.where(known[:, None], free, 0),
         emptied=np.minimum(emptied, ceiling),
         blocked=np.where(known, lifted, Reason.NO_FORECAST).astype(np.int64),
@@ -139,6 +145,13 @@ def judge(side: Side, forecast: Floats, truth: Floats, allocatable: Floats, poli
     side.excess += float((forecast - truth)[~above].sum())
     free = reclaimable_millicpu(allocatable, forecast[:, None], policy)
     side.offered += float(free.sum()) / 1000
+
+
+def _stretched(snapshot: Snapshot, daily: Floats) -> Floats32:
+    """The nodes' profiles [24, N], whose highest hours become ``daily`` forecasts [N]."""
+    highest = snapshot.profile.max(axis=0, initial=0)
+    shape = np.where(highest > 0, snapshot.profile / np.where(highest > 0, highest, 1), 1)
+    return (shape * daily).astype(np.float32)
 
 
 def _by_row(snapshot: Snapshot, nodes: Sequence[str], values: Floats) -> Floats:

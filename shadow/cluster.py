@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from extender.ledger import Ledger
 from extender.snapshot import Reason, Snapshot
-from models.arrays import Bools, Floats, Ints
+from models.arrays import Bools, Floats, Floats32, Ints
+from models.habits import HOURS, Rhythm
 from models.policy import HORIZONS, Policy
 from models.reclaim import reclaimable_millicpu
 from shadow.kube_scheduler import CPU, SLOTS, NodeState, Request
@@ -47,6 +49,7 @@ class Cluster:
 
     Fields:
         forecast, expected: [N, H] cores.
+        profile: [24, N] cores by hour of day; usage: [N] cores in the newest window.
         emptied: [N] millicores that could be promised with nothing on the node.
     """
 
@@ -56,6 +59,8 @@ class Cluster:
         self.allocatable: Floats = fleet.millicpu / 1000
         self.forecast: Floats = np.zeros((len(fleet), H), order="F")
         self.expected: Floats = np.zeros((len(fleet), H), order="F")
+        self.profile: Floats32 = np.zeros((HOURS, len(fleet)), np.float32)
+        self.usage: Floats = np.full(len(fleet), np.nan)
         self._policy = policy
         self._forecasting = forecasting
         self._index = {name: row for row, name in enumerate(fleet.names)}
@@ -68,12 +73,16 @@ class Cluster:
         self._snapshot: Snapshot | None = None
         self._snapshots = 0
 
-    def add(self, row: int, request: Request) -> None:
-        """An online pod starts."""
+    def add(self, row: int, request: Request, known: Floats32 | None = None) -> None:
+        """An online pod starts; ``known``: its workload's profile, [24] cores."""
         self.nodes.add(row, request)
         if self._forecasting:
-            self.forecast[row] += request.millicpu / 1000
-            self.expected[row] += request.millicpu / 1000
+            added = request.millicpu
+            if known is not None:
+                added = math.ceil(float(known.max()) * 1000)
+            self.forecast[row] += added / 1000
+            self.expected[row] += added / 1000
+            self.profile[:, row] += added / 1000 if known is None else known
             self._changed(row)
         else:
             self._count_requests(row)
@@ -109,8 +118,8 @@ class Cluster:
         self.nodes.remove(row, request)
         self._snapshot = None
 
-    def refresh(self, forecast: Floats, expected: Floats) -> None:
-        """Take over new forecasts, [N, H] cores.
+    def refresh(self, forecast: Floats, expected: Floats, rhythm: Rhythm) -> None:
+        """Take over new forecasts, [N, H] cores, and when nodes use CPU.
 
         A node with a NaN has no forecast: nothing is promised on it, and online pods see it with
         its requests.
@@ -120,6 +129,9 @@ class Cluster:
         known = self._known[:, None]
         self.forecast = np.asfortranarray(np.where(known, forecast, requested))
         self.expected = np.asfortranarray(np.where(known, expected, requested))
+        daily = np.where(known, forecast[:, -1:], 0) * rhythm.shape
+        self.profile = np.where(known, daily, requested).T.astype(np.float32)
+        self.usage = rhythm.usage
         self._free = self._reclaimable()
         self._outdated.clear()
         self._snapshot = None
@@ -159,6 +171,8 @@ class Cluster:
                 self.allocatable,
                 self.forecast,
                 self.expected,
+                self.profile,
+                self.usage,
                 free,
                 self.emptied,
                 self.ledger.charged(len(self.nodes)),
@@ -187,6 +201,7 @@ class Cluster:
         requested = self.nodes.requested[CPU, row] / 1000
         self.forecast[row] = requested
         self.expected[row] = requested
+        self.profile[:, row] = requested
         self._changed(row)
 
     def _changed(self, row: int) -> None:

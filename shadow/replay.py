@@ -8,10 +8,11 @@ from itertools import count
 
 import numpy as np
 
-from extender.decide import MAX_SCORE, Ask, Verdicts, decide, to_wire_scores
+from extender.decide import MAX_SCORE, Ask, Habit, Verdicts, decide, to_wire_scores
 from extender.snapshot import Reason
-from models.arrays import Floats, Ints
+from models.arrays import Floats, Floats32, Ints
 from models.grid import WINDOW
+from models.habits import NO_HABITS, HabitsBuilder, Rhythm, node_shapes
 from models.model import Model
 from models.policy import Policy
 from models.rolling import RollingForecast
@@ -128,6 +129,7 @@ class _Replay:
                 scenario.grid, len(scenario.fleet), scenario.start, scenario.stop
             )
         self._rng = np.random.default_rng([options.seed, 2])
+        self._habits = NO_HABITS
         self._turn = 0
         self._waiting = Waiting()
         self._record = Recorder(scenario)
@@ -225,7 +227,18 @@ class _Replay:
         millicpu = request.extended if offline else request.millicpu
         ask = Ask(millicpu, self._horizon[pod], offline)
         snapshot = self._cluster.snapshot(time, self._version, offline=offline)
-        return decide(snapshot, rows, ask, self._policy, self._options.candidates)
+        habit = Habit(self._known(pod))
+        return decide(snapshot, rows, ask, self._policy, self._options.candidates, habit)
+
+    def _known(self, pod: int) -> Floats32 | None:
+        """The profile of an online pod's workload, as its siblings showed it by the last refresh.
+
+        Traces hold no labels, so no pod asks to be rebuilt in place.
+        """
+        scenario = self._scenario
+        if self._offline[pod] or scenario.grid is None:
+            return None
+        return self._habits.of(scenario.grid.workloads[int(scenario.pods.grid[pod])])
 
     def _preempt(self, pod: int, time: int) -> int | None:
         """Displace offline pods for an online one: the row that is free now, if there is one.
@@ -257,7 +270,7 @@ class _Replay:
         free = -1
         if not self._offline[pod]:
             end = int(pods.gone[pod])
-            cluster.add(row, request)
+            cluster.add(row, request, self._known(pod))
             if self._usage is not None:
                 self._usage.place(row, int(pods.grid[pod]), time)
         else:
@@ -356,11 +369,17 @@ class _Replay:
         cluster = self._cluster
         if self._rolling is not None:
             online, node = self._online()
+            workloads = usage.workloads(online)
             history = usage.history(time, online, node, cluster.allocatable)
+            history = history.counting(self._habits.needs(workloads))
+            builder = HabitsBuilder(workloads)
+            builder.add(workloads, history.usage, history.time)
+            self._habits = builder.build()
             forecast = self._rolling.refresh(
                 history, usage.names(online), self._scenario.fleet.names
             )
-            cluster.refresh(forecast.forecast, forecast.expected)
+            rhythm = Rhythm(usage.at(time), node_shapes(history), self._habits)
+            cluster.refresh(forecast.forecast, forecast.expected, rhythm)
             self._record.forecast(time, forecast.forecast, usage.peaks(time))
         else:
             self._record.forecast(time, cluster.forecast, usage.peaks(time))

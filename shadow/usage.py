@@ -102,6 +102,10 @@ class OnlineUsage:
         """Names of rows of the grid."""
         return [self._grid.pods[pod] for pod in pods.tolist()]
 
+    def workloads(self, pods: Ints) -> Sequence[str]:
+        """Workloads of rows of the grid."""
+        return [self._grid.workloads[pod] for pod in pods.tolist()]
+
     def _real(self, pod: int) -> Floats32:
         """Cores that a pod uses in each window from `first` on."""
         grid = self._grid

@@ -12,7 +12,7 @@ from extender.snapshot import Reason, Snapshot
 from models.arrays import Ints
 from models.policy import HORIZONS, Policy
 
-POLICY = Policy(slack_weight=1.0, certainty_weight=0.5, balance_weight=2.0)
+POLICY = Policy(slack_weight=1.0, certainty_weight=0.5, balance_weight=2.0, peak_hour_weight=0.0)
 H = len(HORIZONS)
 
 
@@ -39,6 +39,8 @@ def snapshot(
         allocatable=np.full(count, cores),
         forecast=np.repeat(peaks[:, None], H, axis=1),
         expected=np.repeat(means[:, None], H, axis=1),
+        profile=np.repeat(peaks[None, :], 24, axis=0).astype(np.float32),
+        usage=np.full(count, np.nan),
         free=np.repeat(np.array(free, np.int64)[:, None], H, axis=1),
         emptied=np.full(count, int(cores * 1000), np.int64),
         promised=np.array(promised if promised is not None else [0] * count, np.int64),

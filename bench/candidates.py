@@ -1,0 +1,145 @@
+"""What narrowing costs in placement quality, and what ranking by the peak's hour gains.
+
+    python -m bench.candidates [--trace DIR] [--nodes N] [--hours H] [--seeds S]
+
+Replays a cluster (generated, or a trace folder) with 8, 32, 128 and all candidates; then, on a
+generated cluster of which half the workloads peak by night, with ``peak_hour_weight`` at its
+default, alone, and at 0 (the ranking by daily peak only). Online pods that run at the start stay
+where they are; those that arrive later are decided. Printed for each: the nodes' peaks over the
+replay's last half as shares of their CPU, predicted (the last forecast for a day) and real, as
+standard deviation and 95th percentile; reclaimed core-hours; violations. Averages over the seeds.
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from models.arrays import Floats
+from models.classical import classical
+from models.generator import ClusterSpec, generate_trace
+from models.policy import Policy
+from models.shipped import shipped
+from models.trace import Trace, read_trace
+from shadow.figures import figures
+from shadow.options import ReplayOptions
+from shadow.replay import replay
+from shadow.result import ReplayResult
+
+CANDIDATES = (8, 32, 128, 0)
+REFRESH = 1800
+LEARN = 7 * 86_400
+"""Seconds of generated usage before deciding begins."""
+
+SPEC = ClusterSpec(nodes=300, days=9, rollouts_per_day=1.0, fill=0.8)
+"""Each workload is rolled out once a day, so that a day decides most pods again; at 80 % full nodes
+kube-scheduler has a choice."""
+
+POLICIES = {
+    "default": Policy(),
+    "hour alone": Policy(balance_weight=0.0),
+    "daily peak only": Policy(peak_hour_weight=0.0),
+}
+
+
+def main() -> None:
+    """Print both tables."""
+    parser = argparse.ArgumentParser(prog="python -m bench.candidates")
+    parser.add_argument("--trace", type=Path, help="Folder of a trace, instead of a generated one.")
+    parser.add_argument("--nodes", type=int, default=SPEC.nodes, help="Of generated clusters.")
+    parser.add_argument("--hours", type=float, default=12.0, help="How long to decide for.")
+    parser.add_argument("--seeds", type=int, default=1, help="Runs that are averaged.")
+    given = parser.parse_args()
+    seeds = range(given.seeds)
+    spec = replace(SPEC, nodes=given.nodes)
+    start: int | None = spec.start + LEARN
+    traces = [free_to_move(generate_trace(replace(spec, seed=seed))) for seed in seeds]
+    if given.trace is not None:
+        traces, start = [read_trace(given.trace)], None
+    heading("candidates")
+    for count in CANDIDATES:
+        rows = [
+            measure(trace, Policy(), options(seed, start, given.hours, count))
+            for trace, seed in zip(traces, seeds, strict=False)
+        ]
+        line(str(count or "all"), np.mean(rows, axis=0))
+    spec = replace(spec, night_share=0.5, tide=(0.6, 0.9))
+    heading("ranking")
+    by_hour = [free_to_move(generate_trace(replace(spec, seed=seed))) for seed in seeds]
+    for name, policy in POLICIES.items():
+        rows = [
+            measure(trace, policy, options(seed, spec.start + LEARN, given.hours, 32))
+            for trace, seed in zip(by_hour, seeds, strict=True)
+        ]
+        line(name, np.mean(rows, axis=0))
+
+
+def options(seed: int, start: int | None, hours: float, candidates: int) -> ReplayOptions:
+    """How one line is replayed."""
+    return ReplayOptions(
+        seed=seed, start=start, hours=hours, candidates=candidates, refresh=REFRESH
+    )
+
+
+def free_to_move(trace: Trace) -> Trace:
+    """The trace, where pods that arrive after a week are placed anew."""
+    start = pl.col("start")
+    late = start > start.min() + pl.duration(seconds=LEARN)
+    node = pl.when(late).then(None).otherwise(pl.col("node")).alias("node")
+    return replace(trace, pods=trace.pods.with_columns(node))
+
+
+def measure(trace: Trace, policy: Policy, chosen: ReplayOptions) -> Floats:
+    """Predicted deviation and p95, real deviation and p95, core-hours, violations, decisions."""
+    result = replay(trace, shipped(classical("koordinator")), policy=policy, options=chosen)
+    found = figures(result)
+    predicted, real = peaks(result)
+    violated = np.nan if found.violation_rate is None else found.violation_rate
+    return np.array(
+        [
+            predicted.std(),
+            np.quantile(predicted, 0.95),
+            real.std(),
+            np.quantile(real, 0.95),
+            found.reclaimed_core_hours,
+            violated,
+            result.decisions,
+        ]
+    )
+
+
+def peaks(result: ReplayResult) -> tuple[Floats, Floats]:
+    """The nodes' predicted and real peaks at the end, [N] shares of allocatable.
+
+    Raises:
+        SystemExit: the trace has no usage.
+    """
+    if result.used is None or result.forecasts is None:
+        raise SystemExit("the trace has no usage, so there are no peaks to compare")
+    allocatable = result.fleet.millicpu / 1000
+    real = result.used[:, result.used.shape[1] // 2 :].max(axis=1) / allocatable
+    return result.forecasts.forecast[-1, :, -1] / allocatable, real
+
+
+def heading(what: str) -> None:
+    """Print the names of the columns."""
+    print(
+        f"\n{what:<16} {'predicted sd':>12} {'p95':>6} {'real sd':>8} {'p95':>6}"
+        f" {'reclaimed core-h':>16} {'violations':>10} {'decisions':>9}"
+    )
+
+
+def line(name: str, row: Floats) -> None:
+    """Print the figures of one way to decide."""
+    sd, p95, real_sd, real_p95, reclaimed, violations, decisions = row.tolist()
+    print(
+        f"{name:<16} {sd:>12.4f} {p95:>6.3f} {real_sd:>8.4f} {real_p95:>6.3f}"
+        f" {reclaimed:>16,.0f} {violations:>10.4f} {decisions:>9,.0f}",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()
