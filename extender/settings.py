@@ -17,6 +17,7 @@ import yaml
 from msgspec import Meta
 
 from models.errors import SettingsError
+from models.kube.request import RECLAIMED
 from models.policy import Policy
 from models.usage_source import PrometheusSettings
 
@@ -115,7 +116,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Path of a kubeconfig file. Empty: the service account inside a pod, else $KUBECONFIG or
     ~/.kube/config."""
 
-    resource: str = "archimedes.dev/reclaimed-millicpu"
+    resource: str = RECLAIMED
     """Name of the reclaimed resource, one unit = one millicore. Offline pods ask for it; the same
     name stands in kube-scheduler's managedResources."""
 
