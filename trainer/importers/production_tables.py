@@ -115,7 +115,7 @@ def pods_table(pods: Sequence[PodFacts], nodes: Collection[str], period: Period)
             "node": [pod.node if pod.node in nodes else None for pod in pods],
             **_columns(POD_JSON, [pod.constraints for pod in pods]),
         },
-        schema_overrides={"end": pl.Float64, "node": pl.String},
+        schema_overrides={"start": pl.Float64, "end": pl.Float64, "node": pl.String},
     )
     return conform(table.with_columns(moment("start"), moment("end")), PODS)
 
