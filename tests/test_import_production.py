@@ -28,6 +28,7 @@ NODES = 4
 HOURS = 30
 STEP = 60  # seconds between samples of the past
 REQUEST, USED = 2.5, 0.5  # cores of each online pod
+BATCH, BATCH_HOURS = 0.75, 2  # cores that the offline pod asks for and uses, for how long
 CLUSTER = {"cluster": "blue"}
 
 STATE_METRICS = """\
@@ -46,13 +47,15 @@ container="main",resource="memory",unit="byte",cluster="blue"}} 3221225472 {at}
 
 
 def write_past(path: Path, namespace: str, end: int) -> Path:
-    """Usage of online pods all the time, of two that are gone only in the first hours."""
+    """Usage of online pods all the time, of two that are gone at first, of a batch at last."""
     start = end - HOURS * 3600 - 600
     times = list(range(start, end + 1, STEP))
     past = {f"web-{number}": f"node-{number % NODES}" for number in range(2 * NODES)}
     gone = ("old-66d8f9b7c5-x2x4z", "forgotten")
     early = [at for at in times if at <= end - 20 * 3600]
+    late = [at for at in times if at >= end - BATCH_HOURS * 3600]
     history = {
+        (namespace, "batch"): cumulated(late, [BATCH] * len(late)),
         **{(namespace, pod): cumulated(times, [USED] * len(times)) for pod in past},
         **{(namespace, pod): cumulated(early, [0.25] * len(early)) for pod in gone},
     }
@@ -74,7 +77,7 @@ def create_cluster(cluster: ControlPlane, namespace: str) -> None:
         objects.pod(f"web-{n}", namespace, cpu=REQUEST, memory=2, node_name=f"node-{n % NODES}")
         for n in range(2 * NODES)
     ]
-    offline = objects.pod("batch", namespace, extended={RECLAIMED: 750}, memory=1)
+    offline = objects.pod("batch", namespace, extended={RECLAIMED: round(BATCH * 1000)}, memory=1)
     workload.create_pods(cluster.admin, [*pods, offline])
 
 
@@ -116,9 +119,11 @@ def test_a_cluster_is_imported_and_replayed(
     )
     counts = {row[0]: row[1:] for row in usage.sort("pod").iter_rows()}
     assert counts.pop(f"{namespace}/old-66d8f9b7c5-x2x4z") == (120, 0.25, 0.25)
+    # Its first sample is 2 hours before the end.
+    assert counts.pop(f"{namespace}/batch") == (BATCH_HOURS * 12, BATCH, BATCH)
     assert counts == {f"{namespace}/web-{n}": (windows, USED, USED) for n in range(2 * NODES)}
     assert (trace.usage["cpu_max"] >= trace.usage["cpu"]).all()
-    assert trace.usage["cpu_max"].max() == pytest.approx(USED)
+    assert trace.usage["cpu_max"].max() == pytest.approx(BATCH)
 
     pods = {row["pod"].split("/")[1]: row for row in trace.pods.iter_rows(named=True)}
     assert len(pods) == 2 * NODES + 2
@@ -127,9 +132,19 @@ def test_a_cluster_is_imported_and_replayed(
     assert web["start"].timestamp() == end - HOURS * 3600
     assert (old["workload"], old["node"]) == (f"{namespace}/Deployment/old", "node-0")
     assert (old["cpu_request"], old["memory_request"]) == (1.75, 3.0)  # 1.5 + 0.25; 3 x 2^30
-    assert (batch["tier"], batch["cpu_request"], batch["node"]) == ("offline", 0.75, None)
+    assert (batch["tier"], batch["cpu_request"], batch["node"]) == ("offline", BATCH, None)
+    assert batch["start"].timestamp() == end - BATCH_HOURS * 3600
 
-    command("shadow", "replay", "--trace", str(out), "--hours", "6")
+    figures = command("shadow", "replay", "--trace", str(out), "--hours", "15")
+    expected = {
+        "nodes": NODES,
+        "requested_core_hours": 300.0,  # 8 pods x 2.5 cores x 15 h
+        "used_core_hours": 60.0,  # 8 pods x 0.5 cores x 15 h
+        "offline_pods_placed": 1,
+        "reclaimed_core_hours": BATCH * BATCH_HOURS,
+        "violation_rate": 0.0,
+    }
+    assert {name: figures[name] for name in expected} == pytest.approx(expected)
 
 
 def stamp(seconds: int) -> str:

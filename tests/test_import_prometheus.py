@@ -151,7 +151,7 @@ def world(tmp_path: Path) -> Iterator[World]:
     world = World()
     handler = type("Handler", (_Handler,), {"world": world})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
         world.url = f"http://127.0.0.1:{server.server_port}"
         world.kubeconfig = str(write_kubeconfig(tmp_path / "kubeconfig", world.url))
         yield world
