@@ -167,9 +167,11 @@ def prometheus(
     as_json: AsJson = False,
 ) -> None:
     """Import a cluster in production: usage from Prometheus, pods and nodes from the API server."""
-    from models.usage_source import PrometheusSettings
+    from models.usage_source import PrometheusSettings, is_address
     from trainer.importers.production import Production, import_production
 
+    if not is_address(url):
+        raise SettingsError(f"--prometheus {url!r} is no http:// or https:// address.")
     if cpu_max and query:
         raise SettingsError("--cpu-max knows only its own query; leave out --query or --cpu-max.")
     now = time.time()
