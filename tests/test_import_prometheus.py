@@ -272,6 +272,7 @@ def test_a_long_time_is_asked_for_by_the_day(world: World, tmp_path: Path) -> No
         overwrite=False,
     )
     assert said.usage_rows == windows
+    assert (said.first.timestamp(), said.last.timestamp()) == (START, end)
     asked = [q for q in world.queries if "container_cpu" in q["query"]]
     assert [(int(q["end"]) - int(q["start"])) // WINDOW + 1 for q in asked] == [288, 288, 288, 5]
 
@@ -370,6 +371,13 @@ def test_pods_that_are_gone_are_known_from_kube_state_metrics(world: World, tmp_
         0.5,
     )
     assert etl["node"] is None  # its node is gone too
+
+
+def test_of_a_pod_that_exists_the_api_server_knows_more(world: World, tmp_path: Path) -> None:
+    world.metrics["kube_pod_info"] = [info("web", "StatefulSet", "web")]
+    world.metrics["kube_pod_container_resource_requests"] = [requested("web", "cpu", "7")]
+    _, trace = imported(world, tmp_path / "out")
+    assert row(trace, "web")["cpu_request"] == 2.0
 
 
 def test_of_two_nodes_the_newer_counts(world: World, tmp_path: Path) -> None:
