@@ -13,10 +13,10 @@ import numpy as np
 import orjson
 
 from extender.app import Parts, Server
-from extender.kube_types import Metadata, Node, NodeStatus
 from extender.memory import FixedModel, MemoryCluster
 from extender.outlook import unknown
 from extender.settings import Settings
+from models.kube.types import Metadata, Node, NodeStatus
 from models.policy import HORIZONS
 from models.rolling import Forecast
 

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import re
 import sys
 from collections.abc import Callable, Mapping
-from datetime import datetime
 from functools import lru_cache
 
 import msgspec
 
 from extender.decide import Ask
 from extender.homes import REBUILD_LABEL
-from extender.kube_types import (
-    Metadata,
-    Pod,
-    PodSpec,
-    PodStatus,
-    Resources,
-    version_of,
-)
-from extender.owner import workload_of
-from extender.quantity import MAX, QuantityError, cores, whole
+from models.kube.owner import workload_of
+from models.kube.quantity import QuantityError
+from models.kube.request import asks_for, cpu_request, reclaimed_request
+from models.kube.types import Metadata, Pod, PodSpec, PodStatus, seconds_of, version_of
 from models.policy import horizon_index
 
 DURATION_ANNOTATION = "archimedes.dev/expected-duration"
@@ -37,9 +29,7 @@ _PART = re.compile(r"([0-9.]+)([dhms])")
 _SECONDS = {"d": 86_400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
 _MAX_TEXT = 64
 _FINISHED = ("Succeeded", "Failed")
-_NONE = Resources()
 
-Amount = Callable[[Resources], float]
 Lasted = Callable[[str], float | None]
 
 
@@ -53,7 +43,7 @@ class PodFacts(msgspec.Struct, frozen=True, gc=False):
     Fields, with units:
         uid: or ``namespace/name`` where a caller left the UID out.
         key: ``namespace/name``.
-        workload: its top owner, ``namespace/kind/name``; see `extender.owner`.
+        workload: its top owner, ``namespace/kind/name``; see `models.kube.owner`.
         node: where it is bound, or empty.
         offline: whether it asks for the reclaimed resource (zero counts).
         ask: millicores and horizon; for an online pod, its ordinary request.
@@ -95,7 +85,7 @@ def pod_facts(pod: Pod, resource: str, lasted: Lasted = _never) -> PodFacts:
     status = pod.status or PodStatus()
     key = f"{metadata.namespace or 'default'}/{metadata.name or ''}"
     offline = asks_for(spec, resource)
-    request = pod_request(spec, _cpu)
+    request = cpu_request(spec)
     millicpu, problem = _reclaimed(spec, resource) if offline else (round(request * 1000), "")
     annotations = metadata.annotations or {}
     workload = sys.intern(workload_of(metadata))
@@ -120,45 +110,6 @@ def pod_facts(pod: Pod, resource: str, lasted: Lasted = _never) -> PodFacts:
     )
 
 
-def asks_for(spec: PodSpec, resource: str) -> bool:
-    """Whether a container or init container names the resource in requests or limits.
-
-    kube-scheduler decides in the same way whether an extender manages a pod.
-    """
-    return any(
-        resource in (amounts or ())
-        for container in (*(spec.containers or ()), *(spec.init_containers or ()))
-        for resources in (container.resources or _NONE,)
-        for amounts in (resources.requests, resources.limits)
-    )
-
-
-def pod_request(spec: PodSpec, amount: Amount) -> float:
-    """What a pod asks for of one resource in all, by kube-scheduler's own formula.
-
-    Containers and sidecars (init containers that always restart) run together, so they add up;
-    before them each init container runs beside the sidecars that were started earlier, so the
-    largest of those moments counts. A request of the pod as a whole replaces the sum; overhead is
-    added. Source: ``PodRequests`` in k8s.io/component-helpers/resource.
-
-    Args:
-        spec: the pod's.
-        amount: reads the resource from requests and limits, 0 where they do not name it.
-    """
-    running = sum(amount(container.resources or _NONE) for container in spec.containers or ())
-    sidecars = highest = 0.0
-    for container in spec.init_containers or ():
-        own = amount(container.resources or _NONE)
-        if container.restart_policy == "Always":
-            running += own
-            sidecars += own
-            highest = max(highest, sidecars)
-        else:
-            highest = max(highest, own + sidecars)
-    total = amount(spec.resources or _NONE) or max(running, highest)
-    return total + amount(Resources(requests=spec.overhead))
-
-
 @lru_cache(maxsize=1024)
 def parse_duration(text: str) -> float | None:
     """Seconds of a duration such as "90m", "2h" or "1d12h"; None where it is none, or is 0."""
@@ -169,37 +120,12 @@ def parse_duration(text: str) -> float | None:
     return seconds or None
 
 
-def seconds_of(text: str | None) -> float:
-    """Seconds since the epoch of an RFC 3339 time; inf where there is none."""
-    try:
-        return datetime.fromisoformat(text).timestamp() if text else math.inf
-    except ValueError:
-        return math.inf
-
-
-def _read(resources: Resources, resource: str) -> str:
-    """A request, else the limit, which the API server copies to the request."""
-    for amounts in (resources.requests, resources.limits):
-        if amounts and resource in amounts:
-            return str(amounts[resource])
-    return "0"
-
-
-def _cpu(resources: Resources) -> float:
-    """Ordinary CPU is the API server's to validate; what cannot be read counts as nothing."""
-    try:
-        return cores(_read(resources, "cpu"))
-    except QuantityError:
-        return 0.0
-
-
 def _reclaimed(spec: PodSpec, resource: str) -> tuple[int, str]:
     """Millicores asked of the reclaimed resource, and what is wrong with the ask."""
     try:
-        asked = pod_request(spec, lambda resources: whole(_read(resources, resource)))
+        return reclaimed_request(spec, resource), ""
     except QuantityError as e:
         return 0, f"asks for {resource} in a way that no node can meet: {e}"
-    return min(int(asked), MAX), ""
 
 
 def _annotated(

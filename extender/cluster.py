@@ -13,10 +13,10 @@ import msgspec
 import numpy as np
 
 from extender.kube import KubeApi
-from extender.kube_types import ConfigMap, FinishedPod, Node, Pod
 from extender.ports import ClusterError, Feed, PodEvent
 from extender.reflector import Reflector, Watched
 from extender.telemetry import Telemetry
+from models.kube.types import ConfigMap, FinishedPod, Node, Pod
 
 UNFINISHED = "status.phase!=Succeeded,status.phase!=Failed"
 """Finished pods use nothing; to this watch, a pod that finishes is deleted."""

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import ssl
-from pathlib import Path
 
-from kubernetes import client, config
+from kubernetes import client
 from kubernetes.config.config_exception import ConfigException
 
 from extender.ports import ClusterError
 from models.errors import SettingsError
+from models.kube.access import load_configuration, unusable
 
 _REFRESH_SECONDS = 30.0
 """Seconds for which a header is used; tokens in files live for minutes at least."""
@@ -69,27 +68,11 @@ class Credentials:
         return {"Authorization": self._header} if self._header else {}
 
     def _load(self) -> None:
-        self._config = client.Configuration()
+        self._config = load_configuration(self._kubeconfig)
         try:
-            if self._kubeconfig:
-                self._load_file(self._kubeconfig)
-            elif "KUBERNETES_SERVICE_HOST" in os.environ:
-                config.load_incluster_config(self._config)  # type: ignore[no-untyped-call]
-            else:
-                self._load_file(None)
             self._tls = _tls(self._config)
-        except (ConfigException, OSError, ValueError) as e:
-            where = f"kubeconfig {self._kubeconfig}" if self._kubeconfig else "Kubernetes access"
-            raise SettingsError(
-                f"{where} cannot be used: {e}; set kubeconfig to a file that names the cluster"
-            ) from e
-
-    def _load_file(self, path: str | None) -> None:
-        if path is not None and not Path(path).is_file():
-            raise ConfigException("there is no such file")
-        config.load_kube_config(  # type: ignore[no-untyped-call]
-            path, client_configuration=self._config, persist_config=False
-        )
+        except (OSError, ValueError) as e:
+            raise unusable(self._kubeconfig, e) from e
 
     def _authorization(self) -> str:
         """The header's value; also lets the loader read a token file again."""

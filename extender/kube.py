@@ -11,8 +11,8 @@ from typing import Protocol
 import aiohttp
 import msgspec
 
-from extender.kube_types import Status
 from extender.ports import ClusterError
+from models.kube.types import Status
 
 _CONNECT_SECONDS = 10.0
 _REQUEST_SECONDS = 60.0

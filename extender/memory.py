@@ -9,7 +9,9 @@ import numpy as np
 from msgspec.structs import replace
 
 from extender.champion import ModelStatus
-from extender.kube_types import (
+from extender.ports import ClusterError, Feed, PodEvent
+from models.grid import UsageGrid
+from models.kube.types import (
     ConfigMap,
     FinishedPod,
     Metadata,
@@ -18,8 +20,6 @@ from extender.kube_types import (
     Pod,
     PodSpec,
 )
-from extender.ports import ClusterError, Feed, PodEvent
-from models.grid import UsageGrid
 from models.model import Model
 from models.usage_source import UsageBlock
 

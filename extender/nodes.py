@@ -13,11 +13,11 @@ from typing import TypeVar
 
 import numpy as np
 
-from extender.kube_types import Metadata, Node, NodeStatus, version_of
-from extender.quantity import QuantityError, cores, whole
 from extender.snapshot import Reason
 from models.arrays import Bools, Floats, Floats32, Ints
 from models.habits import HOURS
+from models.kube.quantity import QuantityError, cores, whole
+from models.kube.types import Metadata, Node, NodeStatus, version_of
 from models.policy import HORIZONS, Policy
 from models.reclaim import reclaimable_millicpu
 from models.rolling import Forecast

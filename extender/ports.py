@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-from extender.kube_types import ConfigMap, FinishedPod, Node, Pod
+from models.kube.types import ConfigMap, FinishedPod, Node, Pod
 from models.model import Model
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ import numpy as np
 import structlog
 
 from extender.kube import KubeApi
-from extender.kube_types import Bookmark, Metadata, Page, Status, WatchEvent
 from extender.ports import ClusterError, Feed
 from extender.telemetry import Telemetry
+from models.kube.types import Bookmark, Metadata, Page, Status, WatchEvent
 
 _PAGE = 500
 _WATCH_SECONDS = (300, 600)

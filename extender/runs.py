@@ -16,9 +16,9 @@ from pathlib import Path
 
 import msgspec
 
-from extender.ask import asks_for, seconds_of
-from extender.kube_types import FinishedMetadata, FinishedPod, FinishedStatus, PodSpec
-from extender.owner import workload_of
+from models.kube.owner import workload_of
+from models.kube.request import asks_for
+from models.kube.types import FinishedMetadata, FinishedPod, FinishedStatus, PodSpec, seconds_of
 
 FEWEST = 5
 """Runs before they count: of four, the next one outlasts the longest in one of five cases."""

@@ -10,15 +10,15 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
 import msgspec
 import yaml
 from msgspec import Meta
 
 from models.errors import SettingsError
+from models.kube.request import RECLAIMED
 from models.policy import Policy
-from models.usage_source import PrometheusSettings
+from models.usage_source import PrometheusSettings, is_address
 
 _LABEL = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
@@ -115,7 +115,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Path of a kubeconfig file. Empty: the service account inside a pod, else $KUBECONFIG or
     ~/.kube/config."""
 
-    resource: str = "archimedes.dev/reclaimed-millicpu"
+    resource: str = RECLAIMED
     """Name of the reclaimed resource, one unit = one millicore. Offline pods ask for it; the same
     name stands in kube-scheduler's managedResources."""
 
@@ -293,8 +293,7 @@ def _tls_problems(tls: TlsSettings, insecure: bool) -> Iterator[str]:
 
 
 def _prometheus_problems(prometheus: PrometheusSettings) -> Iterator[str]:
-    parts = urlsplit(prometheus.url)
-    if prometheus.url and (parts.scheme not in ("http", "https") or not parts.hostname):
+    if prometheus.url and not is_address(prometheus.url):
         yield f"prometheus.url: {prometheus.url!r} is no http:// or https:// address"
     for label in prometheus.cluster_label:
         if not _LABEL.fullmatch(label):

@@ -17,7 +17,6 @@ import numpy as np
 from extender.ask import PodFacts, pod_facts
 from extender.decide import Habit
 from extender.homes import Homes
-from extender.kube_types import Node, Pod
 from extender.ledger import Entry, Ledger, Stage
 from extender.locks import Lock
 from extender.nodes import NodeTable, View, node_facts
@@ -28,6 +27,7 @@ from extender.snapshot import Reason, Snapshot
 from extender.withheld import LockTable
 from models.arrays import Floats, Floats32, Ints
 from models.habits import HOURS, NO_HABITS, Rhythm, no_rhythm
+from models.kube.types import Node, Pod
 from models.policy import Policy
 from models.rolling import Forecast
 

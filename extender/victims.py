@@ -14,8 +14,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from extender import kube_types
 from extender.wire import MAX_MESSAGE, BadRequestError
+from models.kube import types as kube_types
 
 _Violations = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 

@@ -6,12 +6,12 @@ from collections.abc import Collection
 
 import structlog
 
-from extender.kube_types import ConfigMap, FinishedPod, Metadata
 from extender.locks import read_locks
 from extender.ports import Feed
 from extender.runs import finished_run
 from extender.state import State
 from extender.telemetry import Telemetry
+from models.kube.types import ConfigMap, FinishedPod, Metadata
 
 log = structlog.get_logger()
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from extender import kube_types
+from models.kube import types as kube_types
 
 MAX_MESSAGE = 1000
 """Characters of an error text at most; kube-scheduler writes them into events."""

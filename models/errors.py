@@ -12,6 +12,10 @@ class TraceError(ArchimedesError):
     """A trace that cannot be read: names the file, and column and row where there is one."""
 
 
+class SourceError(ArchimedesError):
+    """A server that data is to be taken from and that refuses, or has none."""
+
+
 class ArtifactError(ArchimedesError):
     """A model folder that is missing parts, was changed, or would serve nonsense."""
 

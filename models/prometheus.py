@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Iterator
+from http import HTTPStatus
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import TypeVar
@@ -30,14 +31,16 @@ _PIECE = 2**16
 T = TypeVar("T")
 
 
-class _Series(msgspec.Struct, gc=False):
+class Series(msgspec.Struct, gc=False):
+    """One series of an answer: its labels, and (seconds since the epoch, value) in their order."""
+
     metric: dict[str, str]
     values: list[tuple[float, float]] = []
 
 
 class _Matrix(msgspec.Struct):
     result_type: str = msgspec.field(name="resultType", default="")
-    result: list[_Series] = []
+    result: list[Series] = []
 
 
 class _Answer(msgspec.Struct):
@@ -49,23 +52,45 @@ class _Answer(msgspec.Struct):
 
 # Samples are texts ("0.25", "NaN"); without strictness they are read as numbers.
 _answer = msgspec.json.Decoder(_Answer, strict=False)
-_piece = msgspec.json.Decoder(list[_Series], strict=False)
+_piece = msgspec.json.Decoder(list[Series], strict=False)
 
 
 def usage_query(settings: PrometheusSettings) -> str:
-    """The PromQL for each pod's cores: the operator's own, or the rate of cAdvisor's counter.
+    """The PromQL for each pod's cores: the operator's own, or the rate of cAdvisor's counter."""
+    return settings.query or _rate(settings, WINDOW)
+
+
+def peak_query(settings: PrometheusSettings) -> str:
+    """The PromQL for the most cores that each pod used within a window: the highest of four rates.
+
+    A rate needs two samples and servers scrape once a minute at the slowest, so each is over two
+    minutes; they end 0 to 3 minutes before the window does, so that none reaches into the window
+    before. Whether a range holds its oldest end depends on the server's version, hence 3m1s.
+    """
+    return f"max_over_time({_rate(settings, 120)}[3m1s:1m])"
+
+
+def selector(metric: str, settings: PrometheusSettings, *matchers: str) -> str:
+    """The series of a metric that are this cluster's and match."""
+    own = [f"{label}={_quoted(value)}" for label, value in sorted(settings.cluster_label.items())]
+    return f"{metric}{{{','.join([*matchers, *own])}}}"
+
+
+def _rate(settings: PrometheusSettings, seconds: int) -> str:
+    """The rate of cAdvisor's counter over so many seconds, for each pod.
 
     ``container!=""`` leaves out the sums that cAdvisor also reports for pods and for the machine,
     and ``container!="POD"`` the pause containers of older runtimes; else CPU would count twice.
     """
-    if settings.query:
-        return settings.query
-    matchers = ['container!=""', 'container!="POD"']
-    for label, value in sorted(settings.cluster_label.items()):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-        matchers.append(f'{label}="{escaped}"')
-    series = f"container_cpu_usage_seconds_total{{{','.join(matchers)}}}"
-    return f"sum by (namespace,pod) (rate({series}[{WINDOW}s]))"
+    series = selector(
+        "container_cpu_usage_seconds_total", settings, 'container!=""', 'container!="POD"'
+    )
+    return f"sum by (namespace,pod) (rate({series}[{seconds}s]))"
+
+
+def _quoted(value: str) -> str:
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'
 
 
 class PrometheusSource:
@@ -83,31 +108,45 @@ class PrometheusSource:
     async def read(self, start: int, windows: int) -> UsageBlock:
         """The windows from ``start`` on, of every pod that the query returns. Raises UsageError.
 
-        An answer with warnings is refused: some of a pod's containers may be missing in it, and
-        usage that looks lower than it is would be given away.
+        What `series` refuses is refused here too: usage that looks lower than it is would be given
+        away.
         """
+        status, body = await self._ask(
+            self._query, start + WINDOW, start + windows * WINDOW, step=WINDOW
+        )
+        return await asyncio.to_thread(_block, self._parse(status, body), start, windows)
+
+    async def series(self, query: str, first: int, last: int, *, step: int) -> list[Series]:
+        """What a query returns at ``first``, ``first + step`` ... ``last``. Raises UsageError.
+
+        An answer with warnings is refused: some series may be missing in it.
+        """
+        status, body = await self._ask(query, first, last, step=step)
+        return list(chain.from_iterable(self._parse(status, body)))
+
+    async def close(self) -> None:
+        """Close the connection."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def _ask(self, query: str, first: int, last: int, *, step: int) -> tuple[int, bytearray]:
+        """Status and body of the answer."""
         form = {
-            "query": self._query,
-            "start": str(start + WINDOW),
-            "end": str(start + windows * WINDOW),
-            "step": str(WINDOW),
+            "query": query,
+            "start": str(first),
+            "end": str(last),
+            "step": str(step),
             "timeout": f"{self._settings.timeout_seconds:g}s",
         }
         try:
             async with asyncio.timeout(self._settings.timeout_seconds):
-                status, body = await self._post(form)
+                return await self._post(form)
         except TimeoutError as e:
             raise UsageError(
                 f"{self._server} did not answer within {self._settings.timeout_seconds:g} s"
             ) from e
         except (aiohttp.ClientError, OSError, ValueError) as e:
             raise UsageError(f"{self._server} could not be asked: {type(e).__name__}") from e
-        return await asyncio.to_thread(self._parse, status, body, start, windows)
-
-    async def close(self) -> None:
-        """Close the connection."""
-        if self._session is not None:
-            await self._session.close()
 
     async def _post(self, form: dict[str, str]) -> tuple[int, bytearray]:
         if self._session is None:
@@ -127,7 +166,7 @@ class PrometheusSource:
                     raise ValueError("the answer is too large")
             return answer.status, body
 
-    def _parse(self, status: int, body: bytearray, start: int, windows: int) -> UsageBlock:
+    def _parse(self, status: int, body: bytearray) -> Iterator[list[Series]]:
         """Read an answer, of which a piece at a time is in the interpreter's hands."""
         frame, pieces = _divided(body)
         answer = self._decode(_answer, frame, status)
@@ -135,20 +174,15 @@ class PrometheusSource:
             raise UsageError(f"{self._server} answered {status}: {answer.error[:_MAX_TEXT]}")
         if answer.warnings:
             raise UsageError(f"{self._server} answered in part: {answer.warnings[0][:_MAX_TEXT]}")
-        names: dict[str, None] = {}
-        series = chain(
-            [answer.data.result], (self._decode(_piece, piece, status) for piece in pieces)
-        )
-        cpu = np.concatenate([_cores(each, names, start, windows) for each in series])
-        return UsageBlock(start, tuple(names), cpu)
+        yield answer.data.result
+        for piece in pieces:
+            yield self._decode(_piece, piece, status)
 
     def _decode(self, decoder: msgspec.json.Decoder[T], piece: bytearray, status: int) -> T:
         try:
             return decoder.decode(piece.replace(b'"+Inf"', b'"Inf"'))
         except (ValueError, RecursionError) as e:
-            raise UsageError(
-                f"{self._server} answered {status} with something else than data"
-            ) from e
+            raise UsageError(f"{self._server} {_foreign(status)}") from e
 
 
 def _divided(body: bytearray) -> tuple[bytearray, Iterator[bytearray]]:
@@ -173,7 +207,14 @@ def _divided(body: bytearray) -> tuple[bytearray, Iterator[bytearray]]:
     )
 
 
-def _cores(series: list[_Series], names: dict[str, None], start: int, windows: int) -> Floats32:
+def _block(found: Iterator[list[Series]], start: int, windows: int) -> UsageBlock:
+    """Arrange samples by pod and window."""
+    names: dict[str, None] = {}
+    cpu = np.concatenate([_cores(series, names, start, windows) for series in found])
+    return UsageBlock(start, tuple(names), cpu)
+
+
+def _cores(series: list[Series], names: dict[str, None], start: int, windows: int) -> Floats32:
     """Usage of the series that have a pod's labels, [K, W]; adds their names to ``names``."""
     kept = []
     for each in series:
@@ -192,6 +233,13 @@ def _cores(series: list[_Series], names: dict[str, None], start: int, windows: i
     with np.errstate(over="ignore"):  # what no float32 holds becomes infinite: a gap
         cpu[row[inside], column[inside]] = samples[inside, 1]
     return cpu
+
+
+def _foreign(status: int) -> str:
+    """What an answer that is not Prometheus' own says by its status alone."""
+    if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        return f"refused the token, or wants one (status {status})"
+    return f"answered {status} with something else than data"
 
 
 def _tls(ca_file: str) -> ssl.SSLContext | bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Protocol
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
@@ -43,6 +44,12 @@ class PrometheusSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
 
     ca_file: str = ""
     """File with the certificates of the server's authority. Empty: the system's."""
+
+
+def is_address(url: str) -> bool:
+    """Whether a URL names a server that HTTP can reach."""
+    parts = urlsplit(url)
+    return parts.scheme in ("http", "https") and bool(parts.hostname)
 
 
 class UsageError(Exception):

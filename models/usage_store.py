@@ -204,6 +204,20 @@ class UsageReader:
         if stop <= known:
             return
         first = max(known - _READ_AGAIN, oldest)
-        size = max(min(_SAMPLES_PER_QUERY // pods, DAY), 1)
-        spans = [(at, min(size, stop - at)) for at in range(first, stop, size)]
-        self._missing.extendleft(spans)  # reverses them: the newest comes first
+        # Reverses them: the newest comes first.
+        self._missing.extendleft(query_spans(first, stop, pods))
+
+
+def query_spans(first: int, stop: int, pods: int) -> list[tuple[int, int]]:
+    """The windows number ``first`` to ``stop`` in the parts that one query each may ask for.
+
+    Args:
+        first: number of the first window.
+        stop: one more than that of the last.
+        pods: how many pods a query returns, about; at least 1.
+
+    Returns:
+        For each part its first window's number, and how many windows it has.
+    """
+    size = max(min(_SAMPLES_PER_QUERY // pods, DAY), 1)
+    return [(at, min(size, stop - at)) for at in range(first, stop, size)]

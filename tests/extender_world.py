@@ -8,10 +8,10 @@ import numpy as np
 import orjson
 
 from extender.app import Parts, Server
-from extender.kube_types import Node, Pod
 from extender.memory import FixedModel, MemoryCluster
 from extender.outlook import unknown
 from extender.settings import EventSettings, Settings, TlsSettings
+from models.kube.types import Node, Pod
 from models.policy import HORIZONS, Policy
 from models.rolling import Forecast
 from models.usage_source import PrometheusSettings

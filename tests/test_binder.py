@@ -3,11 +3,11 @@
 import pytest
 
 from extender.binder import CONFIRM_SECONDS
-from extender.kube_types import Pod
 from extender.ledger import Stage
 from extender.memory import MemoryCluster
 from extender.ports import ClusterError
 from extender.wire import BindingArgs
+from models.kube.types import Pod
 from tests.extender_world import Json, World, as_node, as_pod, node_json, pod_json
 
 

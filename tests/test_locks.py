@@ -6,11 +6,11 @@ import msgspec
 import pytest
 
 from extender.inspection import describe_node, health
-from extender.kube_types import ConfigMap
 from extender.locks import Lock, LockError, read_lock, read_locks
 from extender.memory import MemoryCluster
 from extender.ports import Feed
 from extender.watchers import lock_feed
+from models.kube.types import ConfigMap
 from tests.extender_world import START, Json, World, as_node, as_pod, node_json, pod_json
 
 HOUR = 3600.0

@@ -12,11 +12,11 @@ import pytest
 
 from extender import reflector
 from extender.kube import KubeApi
-from extender.kube_types import Pod
 from extender.lag import PROBE_SECONDS, probe_lag
 from extender.ports import Feed
 from extender.reflector import Reflector
 from extender.telemetry import Telemetry
+from models.kube.types import Pod
 from tests.extender_world import pod_json
 
 OBJECTS = 1000

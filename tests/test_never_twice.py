@@ -16,7 +16,6 @@ from msgspec.structs import replace
 
 from extender.app import Parts, Server
 from extender.binder import CONFIRM_SECONDS
-from extender.kube_types import Node, Pod, PodSpec
 from extender.ledger import Stage
 from extender.locks import Lock
 from extender.memory import MemoryCluster
@@ -24,6 +23,7 @@ from extender.ports import ClusterError, Feed
 from extender.runs import Run
 from extender.settings import Settings
 from extender.wire import BindingArgs
+from models.kube.types import Node, Pod, PodSpec
 from models.policy import HORIZONS
 from tests.extender_world import Json, World, args, as_node, as_pod, node_json, pod_json
 

@@ -10,11 +10,11 @@ import pytest
 
 from extender import outlook
 from extender.ask import pod_facts
-from extender.kube_types import Pod
 from extender.outlook import Champion
 from extender.state import Capture
 from models.arrays import Floats32
 from models.classical import classical
+from models.kube.types import Pod
 from models.shipped import shipped
 from models.usage_source import UsageBlock
 from models.usage_store import UsageStore

@@ -3,8 +3,8 @@
 import msgspec
 import pytest
 
-from extender.kube_types import Metadata
-from extender.owner import workload_of
+from models.kube.owner import workload_of
+from models.kube.types import Metadata
 
 
 def metadata(

@@ -45,7 +45,7 @@ def expected(body: bytes) -> dict[str, list[float]]:
 
 def parse(body: bytes) -> UsageBlock:
     source = PrometheusSource(PrometheusSettings(url="http://prometheus"))
-    return source._parse(200, bytearray(body), START, WINDOWS)
+    return prometheus._block(source._parse(200, bytearray(body)), START, WINDOWS)
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,6 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from extender.kube_types import FinishedPod
 from extender.ports import Feed
 from extender.runs import (
     FEWEST,
@@ -21,6 +20,7 @@ from extender.runs import (
 )
 from extender.telemetry import Telemetry
 from extender.watchers import run_feed
+from models.kube.types import FinishedPod
 from models.policy import HORIZONS
 from tests.extender_world import RESOURCE, Json, World, as_pod, pod_json
 

@@ -9,9 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from extender.ask import DEFAULT_DURATION, PodFacts, parse_duration, pod_facts
-from extender.kube_types import Pod, version_of
 from extender.nodes import node_facts
-from extender.quantity import MAX, QuantityError, cores, whole
 from extender.wire import (
     MAX_MESSAGE,
     BadRequestError,
@@ -24,6 +22,8 @@ from extender.wire import (
     encode_prioritize,
     offered,
 )
+from models.kube.quantity import MAX, QuantityError, cores, whole
+from models.kube.types import Pod, version_of
 from tests.extender_world import RESOURCE, Json, as_node, as_pod, container, node_json, pod_json
 
 

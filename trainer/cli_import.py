@@ -1,19 +1,29 @@
-"""`archimedes trainer import`: public sources into a trace."""
+"""`archimedes trainer import`: public sources, or a cluster in production, into a trace."""
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
+
+from models.errors import SettingsError
+from models.kube.request import RECLAIMED
 
 if TYPE_CHECKING:
     from trainer.importers.common import Imported
 
-app = typer.Typer(no_args_is_help=True, help="Turn a public source into a trace.")
+app = typer.Typer(
+    no_args_is_help=True, help="Turn a public source, or a cluster's past, into a trace."
+)
+
+T = TypeVar("T")
+
+TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%SZ"]
 
 Source = Annotated[Path, typer.Argument(help="Folder with the source's files, searched through.")]
 Out = Annotated[Path, typer.Argument(help="Folder of the trace to write.")]
@@ -99,13 +109,118 @@ def bitbrains(
     )
 
 
-def _track(files: Sequence[Path]) -> Iterable[Path]:
+@app.command(
+    epilog="Example: archimedes trainer import prometheus traces/blue "
+    "--prometheus http://prometheus.monitoring:9090 --start 2026-03-01"
+)
+def prometheus(
+    out: Out,
+    url: Annotated[
+        str, typer.Option("--prometheus", help="Address of the Prometheus-compatible server.")
+    ],
+    start: Annotated[datetime, typer.Option(formats=TIMES, help="From when on (UTC).")],
+    end: Annotated[
+        datetime | None,
+        typer.Option(formats=TIMES, show_default="now", help="Until when (UTC)."),
+    ] = None,
+    kubeconfig: Annotated[
+        str,
+        typer.Option(
+            show_default="service account, $KUBECONFIG, ~/.kube/config",
+            help="Kubeconfig of the cluster whose pods and nodes are read.",
+        ),
+    ] = "",
+    cluster_label: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            show_default="none",
+            help="Label that selects this cluster's series; may be given again.",
+        ),
+    ] = None,
+    query: Annotated[
+        str,
+        typer.Option(
+            show_default="rate of container_cpu_usage_seconds_total",
+            help="PromQL that returns cores by namespace and pod.",
+        ),
+    ] = "",
+    token_file: Annotated[
+        str, typer.Option(show_default="none", help="File with a bearer token for Prometheus.")
+    ] = "",
+    ca_file: Annotated[
+        str,
+        typer.Option(
+            show_default="the system's", help="File with the authority of Prometheus' certificate."
+        ),
+    ] = "",
+    timeout: Annotated[
+        float, typer.Option(min=1, max=600, help="Seconds that one query may take.")
+    ] = 60.0,
+    resource: Annotated[
+        str, typer.Option(help="Name of the reclaimed resource, for which offline pods ask.")
+    ] = RECLAIMED,
+    cpu_max: Annotated[
+        bool, typer.Option("--cpu-max", help="Read each window's highest minutes too.")
+    ] = False,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Import a cluster in production: usage from Prometheus, pods and nodes from the API server."""
+    from models.usage_source import PrometheusSettings, is_address
+    from trainer.importers.production import Production, import_production
+
+    if not is_address(url):
+        raise SettingsError(f"--prometheus {url!r} is no http:// or https:// address.")
+    if cpu_max and query:
+        raise SettingsError("--cpu-max knows only its own query; leave out --query or --cpu-max.")
+    now = time.time()
+    settings = PrometheusSettings(
+        url=url,
+        cluster_label=_labels(cluster_label or ()),
+        query=query,
+        timeout_seconds=timeout,
+        token_file=token_file,
+        ca_file=ca_file,
+    )
+    _report(
+        out,
+        import_production(
+            Production(
+                prometheus=settings,
+                kubeconfig=kubeconfig,
+                resource=resource,
+                start=start.replace(tzinfo=UTC).timestamp(),
+                end=end.replace(tzinfo=UTC).timestamp() if end else now - settings.delay_seconds,
+                peaks=cpu_max,
+            ),
+            out,
+            now=now,
+            track=_track,
+            overwrite=force,
+        ),
+        as_json=as_json,
+    )
+
+
+def _labels(given: Iterable[str]) -> dict[str, str]:
+    """Label matchers by name."""
+    labels = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise SettingsError(f"--cluster-label {text!r} is not of the form NAME=VALUE.")
+        labels[name] = value
+    return labels
+
+
+def _track(parts: Sequence[T]) -> Iterable[T]:
     """A progress bar on stderr, where that is a terminal."""
     from rich.console import Console
     from rich.progress import track
 
     console = Console(stderr=True)
-    return track(files, "importing", console=console, disable=not console.is_terminal)
+    return track(parts, "importing", console=console, disable=not console.is_terminal)
 
 
 def _report(out: Path, imported: Imported, *, as_json: bool) -> None:
@@ -115,6 +230,7 @@ def _report(out: Path, imported: Imported, *, as_json: bool) -> None:
         "usage_rows": imported.usage_rows,
         "first": imported.first.isoformat(),
         "last": imported.last.isoformat(),
+        **({"left_out": imported.left_out} if imported.left_out else {}),
     }
     if as_json:
         typer.echo(json.dumps(figures))
@@ -123,3 +239,5 @@ def _report(out: Path, imported: Imported, *, as_json: bool) -> None:
         f"{out}: {imported.pods} pods, {imported.usage_rows} usage rows, "
         f"{imported.first:%Y-%m-%d %H:%M} to {imported.last:%Y-%m-%d %H:%M} UTC"
     )
+    for sentence in imported.left_out:
+        typer.echo(sentence)

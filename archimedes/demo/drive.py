@@ -10,11 +10,11 @@ import numpy as np
 
 from archimedes.demo.scheduler import NAMESPACE, Json, Scheduler, pod_object
 from extender.app import Server
-from extender.kube_types import Node, Pod
 from extender.memory import GridUsage, MemoryCluster
 from models.arrays import Floats
 from models.errors import ArchimedesError
 from models.grid import WINDOW, UsageGrid
+from models.kube.types import Node, Pod
 from models.policy import HORIZONS
 from shadow.events import ARRIVAL, END, Timeline
 from shadow.kube_scheduler import Request

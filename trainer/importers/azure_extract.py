@@ -53,7 +53,7 @@ def find(source: Path) -> Path | None:
 
 
 def read(
-    file: Path, start: datetime, limit: int, min_days: float, seed: int, track: Track
+    file: Path, start: datetime, limit: int, min_days: float, seed: int, track: Track[Path]
 ) -> Iterator[Part]:
     """The parts of an extract.
 

@@ -59,7 +59,7 @@ def import_azure_v1(
     out: Path,
     *,
     start: datetime,
-    track: Track,
+    track: Track[Path],
     limit: int = 1000,
     min_days: float = 0.0,
     seed: int = 0,

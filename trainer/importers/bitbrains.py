@@ -46,7 +46,7 @@ def import_bitbrains(
     source: Path,
     out: Path,
     *,
-    track: Track,
+    track: Track[Path],
     limit: int = 0,
     min_days: float = 0.0,
     seed: int = 0,

@@ -7,10 +7,11 @@ import io
 import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import BinaryIO, TypeAlias, cast
+from typing import BinaryIO, TypeAlias, TypeVar, cast
 
 import numpy as np
 import polars as pl
@@ -29,8 +30,10 @@ BLOCK = 64 * 1024 * 1024
 
 Schema: TypeAlias = Mapping[str, type[pl.DataType]]
 
-Track: TypeAlias = Callable[[Sequence[Path]], Iterable[Path]]
-"""Passes files on, showing a progress bar where there is somebody to see it."""
+T = TypeVar("T")
+
+Track: TypeAlias = Callable[[Sequence[T]], Iterable[T]]
+"""Passes files, or other parts of the work, on; shows how far it is where somebody sees it."""
 
 
 _POD_SCHEMA = {c.name: c.stored for c in PODS if not c.extra and c.name not in {"tier", "node"}}
@@ -66,12 +69,13 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What an import has written."""
+    """What an import has written, and in sentences what it had to leave out."""
 
     pods: int
     usage_rows: int
     first: datetime
     last: datetime
+    left_out: tuple[str, ...] = ()
 
 
 def blocks(file: Path, size: int = BLOCK) -> Iterator[Block]:
@@ -211,6 +215,14 @@ def choose(names: Sequence[str], limit: int, seed: int) -> list[str]:
     return [names[index] for index in np.sort(kept)]
 
 
+@contextmanager
+def usage_file(folder: Path) -> Iterator[Callable[[pl.DataFrame], None]]:
+    """Writes usage.parquet of a trace's folder, some rows at a time."""
+    file = folder / "usage.parquet"
+    with pq.ParquetWriter(file, _USAGE_SCHEMA, write_page_checksum=True) as writer:
+        yield lambda rows: writer.write_table(rows.to_arrow().cast(_USAGE_SCHEMA))
+
+
 def write_parts(parts: Iterable[Part], out: Path, *, overwrite: bool) -> Imported:
     """Write a trace part by part, all of it or nothing.
 
@@ -220,12 +232,10 @@ def write_parts(parts: Iterable[Part], out: Path, *, overwrite: bool) -> Importe
     pods = pl.DataFrame(schema=_POD_SCHEMA)
     rows = 0
     with staged_folder(out, overwrite=overwrite) as folder:
-        with pq.ParquetWriter(
-            folder / "usage.parquet", _USAGE_SCHEMA, write_page_checksum=True
-        ) as writer:
+        with usage_file(folder) as write:
             for part in parts:
                 if part.usage.height:
-                    writer.write_table(part.usage.to_arrow().cast(_USAGE_SCHEMA))
+                    write(part.usage)
                     rows += part.usage.height
                     pods = _merge(pods, part.pods)
         if not rows:

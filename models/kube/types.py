@@ -6,6 +6,9 @@ Unknown fields are skipped; an absent field and a null mean the same.
 
 from __future__ import annotations
 
+import math
+from datetime import datetime
+
 import msgspec
 
 
@@ -171,3 +174,11 @@ def version_of(metadata: Metadata | None) -> int:
     """An object's resourceVersion, a number that grows with each change; 0 where it has none."""
     text = metadata.resource_version if metadata is not None else None
     return int(text) if text and text.isascii() and text.isdigit() else 0
+
+
+def seconds_of(text: str | None) -> float:
+    """Seconds since the epoch of an RFC 3339 time; inf where there is none."""
+    try:
+        return datetime.fromisoformat(text).timestamp() if text else math.inf
+    except ValueError:
+        return math.inf

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from extender.kube_types import Metadata, OwnerReference
+from models.kube.types import Metadata, OwnerReference
 
 _HASH_LABEL = "pod-template-hash"
 _SCHEDULED = re.compile(r"-[0-9]{8,}$")
