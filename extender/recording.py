@@ -266,7 +266,7 @@ class Decoder:
             name: np.full(len(self._fields["allocatable"]), np.nan) for name in NOT_KEPT
         }
         known = {field.name for field in fields(Snapshot)}
-        kept = {
+        kept: dict[str, Any] = {
             name: _by_node(name, value) for name, value in self._fields.items() if name in known
         }
         return Recorded(
