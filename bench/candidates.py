@@ -30,6 +30,10 @@ from shadow.result import ReplayResult
 
 CANDIDATES = (8, 32, 128, 0)
 REFRESH = 1800
+OFFLINE_LOAD = 0.5
+"""Lower than a replay's default: jobs that wait in thousands are tried again at each end, which says
+nothing of placement and takes hours on 300 nodes."""
+
 LEARN = 7 * 86_400
 """Seconds of generated usage before deciding begins."""
 
@@ -79,7 +83,12 @@ def main() -> None:
 def options(seed: int, start: int | None, hours: float, candidates: int) -> ReplayOptions:
     """How one line is replayed."""
     return ReplayOptions(
-        seed=seed, start=start, hours=hours, candidates=candidates, refresh=REFRESH
+        seed=seed,
+        start=start,
+        hours=hours,
+        candidates=candidates,
+        refresh=REFRESH,
+        offline_load=OFFLINE_LOAD,
     )
 
 
