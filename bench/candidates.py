@@ -31,8 +31,8 @@ from shadow.result import ReplayResult
 CANDIDATES = (8, 32, 128, 0)
 REFRESH = 1800
 OFFLINE_LOAD = 0.5
-"""Lower than a replay's default: jobs that wait in thousands are tried again at each end, which says
-nothing of placement and takes hours on 300 nodes."""
+"""Lower than a replay's default: jobs that wait in thousands are tried again at each end, which
+says nothing of placement and takes hours on 300 nodes."""
 
 LEARN = 7 * 86_400
 """Seconds of generated usage before deciding begins."""
