@@ -31,8 +31,8 @@ from shadow.result import ReplayResult
 CANDIDATES = (8, 32, 128, 0)
 REFRESH = 1800
 OFFLINE_LOAD = 0.5
-"""Lower than a replay's default: jobs that wait in thousands are tried again at each end, which
-says nothing of placement and takes hours on 300 nodes."""
+"""Lower than a replay's default: jobs that wait in thousands are tried again whenever one ends,
+which says nothing of placement and takes long on 300 nodes."""
 
 LEARN = 7 * 86_400
 """Seconds of generated usage before deciding begins."""
@@ -53,7 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.candidates")
     parser.add_argument("--trace", type=Path, help="Folder of a trace, instead of a generated one.")
     parser.add_argument("--nodes", type=int, default=SPEC.nodes, help="Of generated clusters.")
-    parser.add_argument("--hours", type=float, default=12.0, help="How long to decide for.")
+    parser.add_argument("--hours", type=float, default=6.0, help="How long to decide for.")
     parser.add_argument("--seeds", type=int, default=1, help="Runs that are averaged.")
     given = parser.parse_args()
     seeds = range(given.seeds)
