@@ -70,8 +70,8 @@ class Progress(msgspec.Struct, frozen=True, array_like=True):
     """What a `RollingForecast` has learned and awaits, for one of the same model to go on from.
 
     pods, seen: of the last history. members: pod, node and number of nodes of each `_Members`.
-    pending: for each decision when it was made, its members' index, and its arrays: location, scale, cap,
-    unknown, peak and known.
+    pending: for each decision when it was made, its members' index, and its arrays: location,
+    scale, cap, unknown, peak and known.
     """
 
     learned: Learned
@@ -105,7 +105,10 @@ class RollingForecast:
             self._pods,
             self._seen,
             [(Packed.of(each.pod), Packed.of(each.node), each.nodes) for each in members],
-            [(p.made, index[id(p.members)], list(map(Packed.of, p.arrays()))) for p in self._pending],
+            [
+                (p.made, index[id(p.members)], list(map(Packed.of, p.arrays())))
+                for p in self._pending
+            ],
         )
 
     def resume(self, progress: Progress) -> None:

@@ -11,40 +11,12 @@ from extender.recording import OnlinePod, Recorded, Refresh
 from extender.snapshot import Reason, Snapshot
 from models.arrays import Floats, Floats32
 from models.grid import WINDOW
-from models.habits import HabitsBuilder
-from models.history import build_history
-from models.model import Model
 from models.policy import HORIZONS, Policy
 from models.reclaim import reclaimable_millicpu
-from models.rolling import LATE, Forecast, RollingForecast
+from models.rolling import LATE, Forecast
 from models.truth import MIN_OBSERVED, highest_known, sum_known
 from models.usage_store import UsageStore
 from shadow.live_state import Choice, Side
-
-
-def challenge(model: Model, refresh: Refresh, store: UsageStore) -> Forecast:
-    """The challenger's forecasts [N, H] for a refresh, from usage as it was known then.
-
-    Each is that of a model that has just been loaded: what the calibration says, without what it
-    would have learned since. So it depends on nothing that a restart could lose.
-    """
-    pods = list(refresh.pods.values())
-    row = {name: at for at, name in enumerate(refresh.nodes)}
-    pods = [pod for pod in pods if pod.node in row]
-    keys = [pod.key for pod in pods]
-    workloads = [pod.workload for pod in pods]
-    usage = store.take(keys, refresh.usage_end)
-    builder = HabitsBuilder(workloads)
-    builder.add(workloads, usage, refresh.usage_end)
-    history = build_history(
-        refresh.usage_end,
-        usage,
-        np.array([pod.request for pod in pods], np.float64),
-        np.arange(len(pods)),
-        np.array([row[pod.node] for pod in pods], np.int64),
-        refresh.allocatable,
-    ).counting(builder.build().needs(workloads))
-    return RollingForecast(model).refresh(history, keys, refresh.nodes)
 
 
 def challenged(recorded: Recorded, refresh: Refresh, own: Forecast, policy: Policy) -> Recorded:

@@ -13,8 +13,7 @@ from models.grid import DAY, WINDOW
 from models.policy import Policy
 from models.shipped import shipped
 from models.usage_source import PrometheusSettings, UsageBlock
-from shadow import follow as following
-from shadow import live_state
+from shadow import batch, live_state
 from shadow.follow import Follower
 from shadow.live_state import LiveState, StateFile
 from tests.extender_world import START, World, as_pod, binding, pod_json
@@ -112,7 +111,7 @@ async def test_both_sides_are_judged_by_what_happened(decisions: Path, tmp_path:
 async def test_a_kill_at_any_moment_counts_nothing_twice(
     decisions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(following, "BATCH", 3)
+    monkeypatch.setattr(batch, "LINES", 3)
     expected = await uninterrupted(decisions, tmp_path / "whole.json")
     real, rng = live_state._replace, np.random.default_rng(3)
     kills = 0
