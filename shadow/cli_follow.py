@@ -13,10 +13,11 @@ import structlog
 import typer
 
 from extender.recording import SUFFIX
-from models.errors import ArchimedesError, RegistryError
+from models.errors import ArchimedesError, RegistryError, SettingsError
+from models.grid import WINDOW
 from models.model import Model
 from models.store import ALIASES, DEFAULT_TRACKING_URI
-from models.usage_source import PrometheusSettings, UsageSource
+from models.usage_source import PrometheusSettings, UsageError, UsageSource, problems
 from shadow.follow import Follower
 from shadow.live_figures import figures
 from shadow.live_state import LiveState, StateFile
@@ -32,6 +33,23 @@ log = structlog.get_logger()
 def follow(
     decisions: Annotated[Path, typer.Option("--decisions", help="The extender's decision log.")],
     prometheus: Annotated[str, typer.Option("--prometheus", help="Prometheus' address.")],
+    token_file: Annotated[
+        str, typer.Option("--prometheus-token-file", help="File with a bearer token.")
+    ] = "",
+    ca_file: Annotated[
+        str, typer.Option("--prometheus-ca-file", help="File with its authority's certificates.")
+    ] = "",
+    query: Annotated[
+        str,
+        typer.Option(
+            "--prometheus-query",
+            help="PromQL of the pods' cores, as prometheus.query.",
+        ),
+    ] = "",
+    cluster_label: Annotated[
+        list[str] | None,
+        typer.Option("--cluster-label", help="NAME=VALUE that selects this cluster; repeatable."),
+    ] = None,
     challenger: Annotated[
         str, typer.Option("--challenger", help="REF: an alias is followed as it moves.")
     ] = "challenger",
@@ -56,10 +74,8 @@ def follow(
         raise ArchimedesError(
             f"decision log {decisions} does not exist; name the file of the extender's decision_log"
         )
-    if not prometheus.startswith(("http://", "https://")):
-        raise ArchimedesError(f"--prometheus: {prometheus!r} is no http:// or https:// address")
+    settings = _checked(prometheus, token_file, ca_file, query, cluster_label or [])
     registry = Registry(tracking_uri)
-    settings = PrometheusSettings(url=prometheus)
     found = asyncio.run(
         _run(
             settings,
@@ -76,6 +92,26 @@ def follow(
         )
     )
     _print(found, as_json=as_json)
+
+
+def _checked(
+    url: str, token_file: str, ca_file: str, query: str, labels: list[str]
+) -> PrometheusSettings:
+    """How to reach Prometheus, by the rules of the extender's settings. Raises SettingsError."""
+    pairs = [label.partition("=") for label in labels]
+    for label, (name, _, value) in zip(labels, pairs, strict=True):
+        if not name or not value:
+            raise SettingsError(f"--cluster-label: {label!r} is no NAME=VALUE")
+    settings = PrometheusSettings(
+        url=url,
+        token_file=token_file,
+        ca_file=ca_file,
+        query=query,
+        cluster_label={name: value for name, _, value in pairs},
+    )
+    for problem in problems(settings):
+        raise SettingsError(problem)
+    return settings
 
 
 class Challenger:
@@ -112,14 +148,35 @@ async def _run(
     source = PrometheusSource(settings)
     try:
         follower = build(source)
+        if once:
+            await _ask(source)
         while True:
-            more = await follower.cycle(time.time())
+            more = await _cycle(follower, once=once)
             if once and not more:
                 return follower.state
             if not more:
                 await asyncio.sleep(POLL_SECONDS)
     finally:
         await source.close()
+
+
+async def _ask(source: UsageSource) -> None:
+    """Ask for one window: a wrong address is told where nothing waits for usage yet, too."""
+    try:
+        await source.read(int(time.time() // WINDOW - 1) * WINDOW, 1)
+    except UsageError as e:
+        raise ArchimedesError(f"--prometheus: {e}") from e
+
+
+async def _cycle(follower: Follower, *, once: bool) -> bool:
+    """One cycle; whether there is more. While usage cannot be read, the next tries again."""
+    try:
+        return await follower.cycle(time.time())
+    except UsageError as e:
+        if once:
+            raise ArchimedesError(f"--prometheus: {e}") from e
+        log.warning("usage cannot be read", error=str(e))
+        return False
 
 
 def _print(state: LiveState, *, as_json: bool) -> None:
