@@ -185,7 +185,7 @@ class Encoder:
             if isinstance(value, np.ndarray):
                 if value is not last and (patch := _patch(field.name, last, value)) is not None:
                     arrays[field.name] = patch
-            elif field.name not in self._last or value != last:
+            elif field.name not in self._last or type(value) is not type(last) or value != last:
                 scalars[field.name] = value
             self._last[field.name] = value
         named, dropped = self._renamed(recorded.snapshot.index)

@@ -23,7 +23,8 @@ def challenged(recorded: Recorded, refresh: Refresh, own: Forecast, policy: Poli
     """The decision as the challenger would have met it.
 
     What pods that came after the refresh need was added to the champion's forecast; it is added to
-    the challenger's too. Both see nodes peak at the same hours.
+    the challenger's too. What was measured is the same for both: the newest window's usage, and at
+    which hours nodes use CPU. Resource locks withhold from either what they ask for.
     """
     snapshot, share = recorded.snapshot, refresh.advertise_share
     was = _by_row(snapshot, refresh.nodes, refresh.forecast)
@@ -35,6 +36,8 @@ def challenged(recorded: Recorded, refresh: Refresh, own: Forecast, policy: Poli
     free = np.minimum(
         reclaimable_millicpu(snapshot.allocatable, forecast, policy), ceiling[:, None]
     )
+    if snapshot.locked is not None:
+        free = np.maximum(free - snapshot.locked, 0)
     nothing = np.zeros((len(forecast), 1))
     emptied = reclaimable_millicpu(snapshot.allocatable, nothing, policy)[:, 0]
     lifted = np.where(snapshot.blocked == Reason.NO_FORECAST, Reason.FITS, snapshot.blocked)
