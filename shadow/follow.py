@@ -105,7 +105,9 @@ class Follower:
         state.position, state.read = batch.position, batch.time
         self._join()
         self._expire()
-        self._log(trial.model.version, now)
+        if not batch.full:
+            self._note(trial.model.version, now)
+        self._hand_over()
         self._save(trial)
         return batch.full
 
@@ -248,20 +250,23 @@ class Follower:
         kept = {pending.time for pending in state.pending}
         self._watched = {time: pods for time, pods in self._watched.items() if time in kept}
 
-    def _log(self, version: str, now: float) -> None:
-        """Hand figures to the registry; while it is away they wait, the oldest goes first."""
+    def _note(self, version: str, now: float) -> None:
+        """Keep a version's figures for the registry where it is time to."""
         state = self._state
-        if self._publish is None:
-            return
-        if now - state.logged >= LOG_SECONDS and version.isdecimal() and version in state.tallies:
+        logged, before = state.logged
+        due = version != logged or now - before >= LOG_SECONDS
+        if due and version.isdecimal() and version in state.tallies:
             point = Point(version, now, figures(state.tallies[version]))
             state.unlogged = [*state.unlogged, point][-MAX_UNLOGGED:]
-            state.logged = now
-        while state.unlogged:
-            point = state.unlogged[0]
+            state.logged = (version, now)
+
+    def _hand_over(self) -> None:
+        """Give the registry the figures that wait for it; while it is away the oldest go first."""
+        while self._publish is not None and self._state.unlogged:
+            point = self._state.unlogged[0]
             try:
                 self._publish(point.version, point.figures, point.time)
             except ArchimedesError as e:
                 log.warning("figures wait for the registry", error=str(e))
                 return
-            state.unlogged = state.unlogged[1:]
+            self._state.unlogged = self._state.unlogged[1:]

@@ -95,7 +95,8 @@ class LiveState(msgspec.Struct, kw_only=True):
     """All of it; choices await their bind by UID, bound ones their outcome.
 
     read, refreshed: times of the newest event and of the newest refresh. learned: the version on
-    trial, and the refresh up to which its progress is kept.
+    trial, and the refresh up to which its progress is kept. logged: whose figures went to the
+    registry last, and when.
     """
 
     position: Position = Position()
@@ -107,7 +108,7 @@ class LiveState(msgspec.Struct, kw_only=True):
     bound: list[Choice] = []
     pending: list[Pending] = []
     unlogged: list[Point] = []
-    logged: float = 0.0
+    logged: tuple[str, float] = ("", 0.0)
 
 
 class Forecasts(msgspec.Struct, frozen=True, array_like=True):

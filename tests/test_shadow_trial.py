@@ -65,7 +65,7 @@ async def produce(tmp_path: Path) -> Path:
         advertise_share=1.0,
         dropped=lambda _: pytest.fail("a refresh was not recorded"),
     )
-    champion, store = Champion(model(), len(PODS)), UsageStore()
+    champion, store = Champion(model()), UsageStore()
     reader = UsageReader(RisingUsage(), store, USAGE)
     for number in range(REFRESHES):
         now = START + number * EVERY
@@ -96,7 +96,7 @@ async def just_loaded(now: float) -> Floats:
     """What the model forecasts where it has learned nothing."""
     store = UsageStore()
     await UsageReader(RisingUsage(), store, USAGE).catch_up(now, frozenset(PODS))
-    return Champion(model(), len(PODS)).outlook(CAPTURE, store).forecast.forecast
+    return Champion(model()).outlook(CAPTURE, store).forecast.forecast
 
 
 def follower(log: Path, state: StateFile) -> Follower:
