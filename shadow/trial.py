@@ -51,7 +51,7 @@ class Trial:
         pods = [pod for pod in refresh.pods.values() if pod.node in row]
         keys, workloads = [pod.key for pod in pods], [pod.workload for pod in pods]
         usage = store.take(keys, refresh.usage_end)
-        # Those of this refresh; the champion counts with those of the one before, which may be lost.
+        # As of this refresh; the champion has those of one before, which a restart would lose.
         habits = HabitsBuilder(workloads)
         habits.add(workloads, usage, refresh.usage_end)
         history = build_history(

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from extender import recorder
+from extender import recorder, recording
 from extender.decision_log import Decision, read_log
 from extender.recorder import Recorder
-from extender.recording import Decoder, Recorded, Refresh, read_frames, segments
+from extender.recording import (
+    Decoder,
+    Encoder,
+    OnlinePod,
+    Recorded,
+    Refresh,
+    read_frames,
+    segments,
+)
 from tests.extender_world import START, World, pod_json
 
 NAMES = tuple(f"n{row}" for row in range(40))
@@ -96,6 +105,21 @@ def refresh(time: float) -> Refresh:
     """A refresh of one node."""
     one = np.ones((1, 5))
     return Refresh(time, int(time), "7", ("n1",), np.array([8.0]), one, one, {}, 1.0)
+
+
+def test_pods_that_are_encoded_in_parts_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recording, "_PODS_AT_ONCE", 2)
+    encoder, decoder = Encoder(), Decoder()
+    everyone = {f"p{at}": OnlinePod(f"p{at}", "n1", 1.0, 0.0, "w") for at in range(5)}
+    moved = everyone | {
+        "p1": OnlinePod("p1", "n2", 1.0, 9.0, "w"),
+        "p9": OnlinePod("p9", "n1", 2.0, 9.0, "w"),
+    }
+    del moved["p0"]
+    for pods in (everyone, moved):
+        found = decoder.add(encoder.refresh(replace(refresh(START), pods=pods)))
+        assert isinstance(found, Refresh)
+        assert found.pods == pods
 
 
 def test_old_segments_go_and_losses_are_counted(

@@ -79,7 +79,10 @@ async def produce(tmp_path: Path) -> Path:
             allocatable=CAPTURE.allocatable,
             forecast=forecast.forecast,
             expected=forecast.expected,
-            pods={pod.key: OnlinePod(pod.key, pod.node, pod.request, 0.0) for pod in CAPTURE.pods},
+            pods={
+                pod.key: OnlinePod(pod.key, pod.node, pod.request, 0.0, pod.workload)
+                for pod in CAPTURE.pods
+            },
             advertise_share=1.0,
         )
         recorder.put(lambda refresh=refresh: refresh)  # type: ignore[misc]
