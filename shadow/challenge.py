@@ -32,25 +32,29 @@ def challenged(recorded: Recorded, refresh: Refresh, own: Forecast, policy: Poli
     forecast = _by_row(snapshot, refresh.nodes, own.forecast) + added
     expected = _by_row(snapshot, refresh.nodes, own.expected) + added
     known = np.isfinite(forecast).all(axis=1)
-    ceiling = (snapshot.allocatable * 1000 * share + 1e-6).astype(np.int64)
-    free = np.minimum(
-        reclaimable_millicpu(snapshot.allocatable, forecast, policy), ceiling[:, None]
-    )
-    if snapshot.locked is not None:
-        free = np.maximum(free - snapshot.locked, 0)
-    nothing = np.zeros((len(forecast), 1))
-    emptied = reclaimable_millicpu(snapshot.allocatable, nothing, policy)[:, 0]
     lifted = np.where(snapshot.blocked == Reason.NO_FORECAST, Reason.FITS, snapshot.blocked)
     changed = replace(
         snapshot,
-        forecast=forecast,
-        expected=expected,
-        profile=_stretched(snapshot, forecast[:, -1]),
-        free=np.where(known[:, None], free, 0),
-        emptied=np.minimum(emptied, ceiling),
+        # Where nothing is forecast, online pods see the node with its requests, as production did.
+        forecast=np.where(known[:, None], forecast, snapshot.forecast),
+        expected=np.where(known[:, None], expected, snapshot.expected),
+        profile=_stretched(snapshot, np.where(known, forecast[:, -1], snapshot.forecast[:, -1])),
         blocked=np.where(known, lifted, Reason.NO_FORECAST).astype(np.int64),
     )
-    return replace(recorded, snapshot=changed, policy=policy)
+    return replace(recorded, snapshot=reclaiming(changed, policy, share), policy=policy)
+
+
+def reclaiming(snapshot: Snapshot, policy: Policy, share: float) -> Snapshot:
+    """The snapshot with what a policy reclaims of it; ``share`` of a node is promised at most."""
+    known = (snapshot.blocked != Reason.NO_FORECAST)[:, None]
+    ceiling = (snapshot.allocatable * 1000 * share + 1e-6).astype(np.int64)
+    free = reclaimable_millicpu(snapshot.allocatable, snapshot.forecast, policy)
+    free = np.where(known, np.minimum(free, ceiling[:, None]), 0)
+    if snapshot.locked is not None:
+        free = np.maximum(free - snapshot.locked, 0)
+    nothing = np.zeros((len(ceiling), 1))
+    emptied = reclaimable_millicpu(snapshot.allocatable, nothing, policy)[:, 0]
+    return replace(snapshot, free=free, emptied=np.minimum(emptied, ceiling))
 
 
 def choice(

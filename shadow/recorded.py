@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
+
 from extender.recording import Decoder, Recorded, Refresh, began, read_frames, segments
+from models.errors import ArchimedesError
 
 
 class RecordedStream:
@@ -71,6 +74,11 @@ class RecordedStream:
                     yield [found for entry in batch if (found := self._decoder.add(entry))]
         except FileNotFoundError:
             return  # removed by age while we were away
+        except msgspec.DecodeError as e:
+            raise ArchimedesError(
+                f"recording {self._segment} is not of this version ({e}); remove the segments that "
+                "the extender wrote before it was replaced"
+            ) from e
 
     def _advance(self) -> bool:
         """Go to the next segment; whether there is one."""

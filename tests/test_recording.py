@@ -21,7 +21,9 @@ from extender.recording import (
     read_frames,
     segments,
 )
-from tests.extender_world import START, World, pod_json
+from models.policy import Policy
+from shadow.redecide import Redecided, redecide
+from tests.extender_world import PLAIN, START, World, pod_json
 
 NAMES = tuple(f"n{row}" for row in range(40))
 
@@ -138,3 +140,18 @@ def test_old_segments_go_and_losses_are_counted(
     # At hour 50 the first has ended 49 h ago; the second reaches to the third's beginning.
     assert [entry.time for entry in entries(folder)] == [START + 3600, START + 50 * 3600]
     assert not lost
+
+
+def test_another_policy_changes_decisions_and_the_recorded_one_none(tmp_path: Path) -> None:
+    path = tmp_path / "decisions.jsonl"
+    busy(path)
+    assert redecide(path, None) == Redecided(decisions=30)
+    assert redecide(path, PLAIN) == Redecided(decisions=30)  # what is reclaimed is the same again
+    strict = redecide(path, Policy(ceiling=0.01, system_reserve=0.0))  # 80m of 8 cores
+    logged = [record for record in read_log(path) if isinstance(record, Decision)]
+    offline = [decision for decision in logged if decision.offline and decision.candidates]
+    assert strict.refused == strict.different == len(offline) > 0
+    assert strict.lost == sum(len(decision.candidates) for decision in offline)
+    for segment in segments(Path(f"{path}.recording")):
+        segment.unlink()
+    assert redecide(path, None) == Redecided(unrecorded=30)
