@@ -16,7 +16,7 @@ from extender.recording import SUFFIX
 from models.errors import ArchimedesError, RegistryError, SettingsError
 from models.grid import WINDOW
 from models.model import Model
-from models.store import ALIASES, DEFAULT_TRACKING_URI
+from models.store import ALIASES, DEFAULT_TRACKING_URI, copies
 from models.usage_source import PrometheusSettings, UsageError, UsageSource, problems
 from shadow.follow import Follower
 from shadow.live_figures import figures
@@ -85,7 +85,7 @@ def follow(
                 source,
                 settings,
                 StateFile(state),
-                Challenger(challenger, tracking_uri, registry),
+                Challenger(challenger, tracking_uri, registry, Path(f"{state}.models")),
                 registry.log_shadow,
             ),
             once=once,
@@ -115,26 +115,49 @@ def _checked(
 
 
 class Challenger:
-    """The model on trial: loaded once, and again when its alias names another version."""
+    """The model on trial: loaded once, and again when its alias names another version.
 
-    def __init__(self, ref: str, tracking_uri: str, registry: Registry) -> None:
+    Args:
+        ref: what the operator named; tracking_uri, registry: where versions come from.
+        store: folder of local copies, see `models.store`: what a restart without the registry uses.
+    """
+
+    def __init__(self, ref: str, tracking_uri: str, registry: Registry, store: Path) -> None:
         self._ref = ref
         self._uri = tracking_uri
         self._registry = registry
+        self._store = store
         self._model: Model | None = None
 
     def __call__(self) -> Model:
         """The model. Raises ArchimedesError where none was ever loaded."""
-        from models.refs import resolve_model
-
         try:
             if self._model is None or self._moved(self._model.version):
-                self._model = resolve_model(self._ref, self._uri)
+                self._model = self._load()
         except RegistryError as e:
+            self._model = self._model or self._copy()
             if self._model is None:
                 raise
-            log.warning("the registry cannot be asked", error=str(e))
+            log.warning("goes on with what is here", version=self._model.version, error=str(e))
         return self._model
+
+    def _load(self) -> Model:
+        from models.artifact import load_model
+        from models.refs import resolve_model
+
+        if Path(self._ref).is_dir() or not (self._ref in ALIASES or self._ref.isdecimal()):
+            return resolve_model(self._ref, self._uri)
+        version = self._registry.pull(self._ref, self._store)
+        return load_model(self._store / version, version)
+
+    def _copy(self) -> Model | None:
+        """The newest local copy of what was named."""
+        from models.artifact import load_model
+
+        for folder in copies(self._store):
+            if self._ref in (*ALIASES, folder.name):
+                return load_model(folder, folder.name)
+        return None
 
     def _moved(self, version: str) -> bool:
         return self._ref in ALIASES and self._registry.alias(self._ref) != version

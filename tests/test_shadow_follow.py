@@ -220,19 +220,24 @@ async def test_usage_that_cannot_be_read_costs_nothing(
     assert shadow.state == expected
 
 
-def test_a_challenger_that_is_loaded_outlives_its_registry(
+def test_a_challenger_outlives_its_registry(
     database_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    registry = Registry(database_uri)
+    registry, store = Registry(database_uri), tmp_path / "models"
     save_model(challenger(), tmp_path / "model")
     version = registry.register(tmp_path / "model", params={}, metrics={}, tags={})
-    trial = Challenger("challenger", database_uri, registry)
-    assert trial().version == version
+    loaded = Challenger("challenger", database_uri, registry, store)
+    assert loaded().version == version
 
     def away(*_: object) -> str:
         raise RegistryError("MLflow cannot be reached")
 
     monkeypatch.setattr(Registry, "alias", away)
-    assert trial().version == version
+    monkeypatch.setattr(Registry, "pull", away)
+    assert loaded().version == version
+    assert Challenger("challenger", database_uri, registry, store)().version == version
+    assert Challenger(version, database_uri, registry, store)().version == version
     with pytest.raises(RegistryError):
-        Challenger("7", database_uri, registry)()
+        Challenger("99", database_uri, registry, store)()
+    with pytest.raises(RegistryError):
+        Challenger("challenger", database_uri, registry, tmp_path / "other")()
