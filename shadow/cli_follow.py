@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -74,6 +75,8 @@ def follow(
         raise ArchimedesError(
             f"decision log {decisions} does not exist; name the file of the extender's decision_log"
         )
+    # Standard output belongs to the figures; where errors go is looked up for each line.
+    structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
     settings = _checked(prometheus, token_file, ca_file, query, cluster_label or [])
     registry = Registry(tracking_uri)
     found = asyncio.run(

@@ -27,6 +27,7 @@ from tests.controlplane.backfill import cumulated, write_openmetrics
 from tests.controlplane.process import wait_until
 from tests.controlplane.prometheus import Prometheus
 from tests.extender_world import World, as_node, as_pod, binding, node_json, pod_json
+from tests.mlflow_server import closed_port
 from tests.test_recording import entries
 
 NODES = ("n1", "n2", "n3", "n4")
@@ -197,6 +198,8 @@ async def test_kills_change_no_figure(
     shadow = Shadow(tmp_path / "killed.json", log, prometheus, server_uri)
     rng = np.random.default_rng(7)
     assert sum(shadow.killed(rng) for _ in range(4)) >= 2
+    away = Shadow(shadow.state, log, prometheus, f"http://127.0.0.1:{closed_port()}")
+    assert away.run() == {first: expected}  # MLflow is down: the copy decides, the figures wait
     assert shadow.run() == {first: expected}
     assert tags(registry, first) == {name: f"{value:.6g}" for name, value in expected.items()}
 
