@@ -16,12 +16,12 @@ import numpy as np
 
 from bench.decide import node_names, request
 from extender.app import Parts, Server
-from extender.kube_types import Metadata, Node, NodeStatus
 from extender.memory import FixedModel, MemoryCluster
 from extender.recorder import Item
 from extender.recording import OnlinePod, Refresh
 from extender.settings import Settings
 from models.arrays import Floats
+from models.kube.types import Metadata, Node, NodeStatus
 from models.policy import HORIZONS
 from models.rolling import Forecast
 
