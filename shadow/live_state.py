@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import zlib
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -125,6 +126,9 @@ class Forecasts(msgspec.Struct, frozen=True, array_like=True):
     pods: tuple[OnlinePod, ...]
 
 
+_Content = TypeVar("_Content", Forecasts, Progress)
+
+
 class StateFile:
     """The state on disk; forecasts and progress lie in the folder ``FILE.pending``."""
 
@@ -163,7 +167,7 @@ class StateFile:
 
     def forecasts(self, time: float) -> Forecasts:
         """The forecasts of a refresh that the state refers to. Raises ArchimedesError."""
-        return msgspec.msgpack.decode(self._read(self._at(time, _FORECASTS)), type=Forecasts)
+        return self._read(self._at(time, _FORECASTS), Forecasts)
 
     def keep_progress(self, time: float, progress: Progress) -> None:
         """Write what was learned up to a refresh, before a state refers to it.
@@ -175,7 +179,7 @@ class StateFile:
 
     def progress(self, time: float) -> Progress:
         """What was learned up to a refresh that the state refers to. Raises ArchimedesError."""
-        return msgspec.msgpack.decode(self._read(self._at(time, _PROGRESS)), type=Progress)
+        return self._read(self._at(time, _PROGRESS), Progress)
 
     def _at(self, time: float, suffix: str) -> Path:
         return self._folder / f"{int(time * 1e6):020d}{suffix}"
@@ -183,10 +187,10 @@ class StateFile:
     def _write(self, path: Path, content: msgspec.Struct) -> None:
         _replace(path, zlib.compress(msgspec.msgpack.encode(content), 1))
 
-    def _read(self, path: Path) -> bytes:
+    def _read(self, path: Path, kind: type[_Content]) -> _Content:
         try:
-            return zlib.decompress(path.read_bytes())
-        except (OSError, zlib.error) as e:
+            return msgspec.msgpack.decode(zlib.decompress(path.read_bytes()), type=kind)
+        except (OSError, zlib.error, msgspec.DecodeError) as e:
             raise ArchimedesError(
                 f"{path} belongs to state file {self._path} and cannot be read: {e}; remove both "
                 "to begin anew"

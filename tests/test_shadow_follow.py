@@ -12,7 +12,7 @@ import pytest
 
 from models.artifact import save_model
 from models.classical import CLASSICAL
-from models.errors import RegistryError
+from models.errors import ArchimedesError, RegistryError
 from models.grid import DAY, WINDOW
 from models.model import Model
 from models.policy import Policy
@@ -241,3 +241,12 @@ def test_a_challenger_outlives_its_registry(
         Challenger("99", database_uri, registry, store)()
     with pytest.raises(RegistryError):
         Challenger("challenger", database_uri, registry, tmp_path / "other")()
+
+
+async def test_a_damaged_state_is_named(decisions: Path, tmp_path: Path) -> None:
+    state = tmp_path / "state.json"
+    await follower(decisions, state).cycle(MOMENTS[0])
+    (progress,) = tmp_path.glob("state.json.pending/*.progress")
+    progress.write_bytes(b"nothing")
+    with pytest.raises(ArchimedesError, match="belongs to state file .* remove both"):
+        await follower(decisions, state).cycle(MOMENTS[1])
