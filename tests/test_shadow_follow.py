@@ -244,9 +244,13 @@ def test_a_challenger_outlives_its_registry(
 
 
 async def test_a_damaged_state_is_named(decisions: Path, tmp_path: Path) -> None:
-    state = tmp_path / "state.json"
-    await follower(decisions, state).cycle(MOMENTS[0])
-    (progress,) = tmp_path.glob("state.json.pending/*.progress")
-    progress.write_bytes(b"nothing")
-    with pytest.raises(ArchimedesError, match="belongs to state file .* remove both"):
-        await follower(decisions, state).cycle(MOMENTS[1])
+    state = StateFile(tmp_path / "state.json")
+    await follower(decisions, tmp_path / "state.json").cycle(MOMENTS[0])
+    damage(state)
+    with pytest.raises(ArchimedesError, match=r"belongs to state file .* remove both"):
+        await follower(decisions, tmp_path / "state.json").cycle(MOMENTS[1])
+
+
+def damage(state: StateFile) -> None:
+    """Overwrite what the challenger has learned."""
+    state._at(state.load().learned[1], ".progress").write_bytes(b"nothing")
