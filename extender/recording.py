@@ -31,6 +31,9 @@ SEGMENT = ".segment"
 NOT_KEPT = frozenset({"usage_age"})
 """Arrays that change every second and that no decision reads: ``blocked`` says what follows."""
 
+_PODS_AT_ONCE = 5_000
+"""Pods that are encoded in one go, which holds up other threads: the event loop for half a ms."""
+
 _HEAD = struct.Struct("<II")
 _MAX_FRAME = 2**30
 
@@ -57,8 +60,8 @@ class Refreshed(msgspec.Struct, frozen=True, kw_only=True, tag="refresh"):
     Fields, with shapes and units:
         time: seconds since the epoch; usage_end: those up to which usage was known.
         nodes: N names; allocatable: [N] cores; forecast, expected: [N, H] cores (float64).
-        came: pods that are new since the refresh before, or have changed: key, node, request in
-            cores, start in seconds since the epoch. gone: those that are no longer there.
+        came: pods that are new since the refresh before, or have changed: lists of `OnlinePod`,
+            encoded. gone: those that are no longer there.
         whole: whether ``came`` holds all pods.
     """
 
@@ -69,7 +72,7 @@ class Refreshed(msgspec.Struct, frozen=True, kw_only=True, tag="refresh"):
     allocatable: Patch
     forecast: Patch
     expected: Patch
-    came: tuple[OnlinePod, ...]
+    came: tuple[msgspec.Raw, ...]
     gone: tuple[str, ...]
     whole: bool
 
@@ -112,6 +115,7 @@ class Decided(msgspec.Struct, frozen=True, kw_only=True, tag="decision"):
 Entry = Header | Refreshed | Decided
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(list[Entry])
+_pods = msgspec.msgpack.Decoder(list[OnlinePod])
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +164,8 @@ class Encoder:
         """The entry of a refresh."""
         before, now = self._pods or {}, refresh.pods
         self._pods = now
+        came = [pod for key, pod in now.items() if before.get(key) != pod]
+        parts = range(0, len(came), _PODS_AT_ONCE)
         return Refreshed(
             time=refresh.time,
             usage_end=refresh.usage_end,
@@ -168,7 +174,7 @@ class Encoder:
             allocatable=_whole(refresh.allocatable),
             forecast=_whole(refresh.forecast),
             expected=_whole(refresh.expected),
-            came=tuple(pod for key, pod in now.items() if before.get(key) != pod),
+            came=tuple(msgspec.Raw(_encoder.encode(came[at : at + _PODS_AT_ONCE])) for at in parts),
             gone=tuple(key for key in before if key not in now),
             whole=not before,
         )
@@ -185,7 +191,7 @@ class Encoder:
             if isinstance(value, np.ndarray):
                 if value is not last and (patch := _patch(field.name, last, value)) is not None:
                     arrays[field.name] = patch
-            elif field.name not in self._last or value != last:
+            elif field.name not in self._last or type(value) is not type(last) or value != last:
                 scalars[field.name] = value
             self._last[field.name] = value
         named, dropped = self._renamed(recorded.snapshot.index)
@@ -240,7 +246,7 @@ class Decoder:
         pods = {} if entry.whole else dict(self._pods)
         for key in entry.gone:
             pods.pop(key, None)
-        pods.update((pod.key, pod) for pod in entry.came)
+        pods.update((pod.key, pod) for part in entry.came for pod in _pods.decode(part))
         self._pods = pods
         return Refresh(
             time=entry.time,

@@ -18,9 +18,8 @@ from msgspec import Meta
 from models.errors import SettingsError
 from models.kube.request import RECLAIMED
 from models.policy import Policy
-from models.usage_source import PrometheusSettings, is_address
+from models.usage_source import PrometheusSettings, problems
 
-_LABEL = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 _LEAST_RECORDING = 64
 _RESOURCE = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?/[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?")
@@ -276,7 +275,7 @@ def _problems(settings: Settings) -> Iterator[str]:
         yield f"locks.name: {settings.locks.name!r} is no name of a ConfigMap"
     if not _NAME.fullmatch(settings.locks.namespace):
         yield f"locks.namespace: {settings.locks.namespace!r} is no name of a namespace"
-    yield from _prometheus_problems(settings.prometheus)
+    yield from problems(settings.prometheus)
 
 
 def _tls_problems(tls: TlsSettings, insecure: bool) -> Iterator[str]:
@@ -290,16 +289,6 @@ def _tls_problems(tls: TlsSettings, insecure: bool) -> Iterator[str]:
                 f"tls.probe_host: {tls.probe_host} can be reached by others, who then read the "
                 "metrics; listen on 127.0.0.1, or set insecure_listen: true"
             )
-
-
-def _prometheus_problems(prometheus: PrometheusSettings) -> Iterator[str]:
-    if prometheus.url and not is_address(prometheus.url):
-        yield f"prometheus.url: {prometheus.url!r} is no http:// or https:// address"
-    for label in prometheus.cluster_label:
-        if not _LABEL.fullmatch(label):
-            yield f"prometheus.cluster_label: {label!r} is not a label name"
-    if prometheus.query and prometheus.cluster_label:
-        yield "prometheus.query: put the cluster's label into the query and leave cluster_label out"
 
 
 def _is_loopback(host: str) -> bool:

@@ -52,6 +52,8 @@ class Snapshot:
         blocked: [N] Reason that forbids new promises, or FITS.
         usage_age: [N] seconds since the newest usage window ended.
         model_version: what made the forecast.
+        locked: [N, H] millicores that resource locks ask for, whether they are there or not; None
+            where there are no locks. Whoever forecasts otherwise has to withhold the same.
     """
 
     id: int
@@ -68,6 +70,7 @@ class Snapshot:
     blocked: Ints
     usage_age: Floats
     model_version: str
+    locked: Ints | None = None
 
     def rows(self, names: Sequence[str]) -> Ints:
         """Rows of node names, -1 for a name that is not known."""

@@ -279,6 +279,7 @@ class State:
             blocked=view.blocked,
             usage_age=view.usage_age,
             model_version=self.model_version,
+            locked=withheld.wanted,
         )
 
     def habit(self, pod: PodFacts, names: Sequence[str], snapshot: Snapshot) -> Habit:

@@ -20,11 +20,13 @@ class Withheld:
     """The outcome for N nodes and H horizons, in millicores.
 
     taken: [N, H] of what is reclaimable, never more than that; free: [N, H] what is left.
+    wanted: [N, H] what the locks ask for, whether it is there or not; None where there are none.
     changes: grows whenever the locks' effect changed.
     """
 
     taken: Ints
     free: Ints
+    wanted: Ints | None
     changes: int
 
 
@@ -41,7 +43,7 @@ class LockTable:
         self._free: Ints | None = None
         self._since, self._until = np.inf, -np.inf
         self._changes = 0
-        self._withheld = Withheld(np.zeros((0, 0), np.int64), np.zeros((0, 0), np.int64), 0)
+        self._withheld = Withheld(np.zeros((0, 0), np.int64), np.zeros((0, 0), np.int64), None, 0)
 
     def replace(
         self, locks: Sequence[Lock], problems: Mapping[str, str], pods: Iterable[PodFacts]
@@ -113,7 +115,8 @@ class LockTable:
         taken: Ints = np.minimum(self._wanted, free)
         left = free - taken if self.locks else free
         left.flags.writeable = taken.flags.writeable = False
-        return Withheld(taken, left, self._changes)
+        wanted = self._wanted if self.locks else None
+        return Withheld(taken, left, wanted, self._changes)
 
     def _next_change(self, now: float) -> float:
         """When the next window comes into some horizon's reach, or ends."""

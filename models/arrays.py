@@ -1,7 +1,10 @@
-"""Names for the array types that the packages exchange."""
+"""Names for the array types that the packages exchange, and their form in files."""
 
-from typing import TypeAlias
+from __future__ import annotations
 
+from typing import Any, TypeAlias
+
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -9,3 +12,20 @@ Floats: TypeAlias = npt.NDArray[np.float64]
 Floats32: TypeAlias = npt.NDArray[np.float32]
 Ints: TypeAlias = npt.NDArray[np.int64]
 Bools: TypeAlias = npt.NDArray[np.bool_]
+
+
+class Packed(msgspec.Struct, frozen=True, array_like=True):
+    """An array's bytes in C order: what msgspec writes of it."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    values: bytes
+
+    @classmethod
+    def of(cls, array: npt.NDArray[Any]) -> Packed:
+        """Pack an array."""
+        return cls(array.dtype.str, array.shape, array.tobytes())
+
+    def array(self) -> npt.NDArray[Any]:
+        """The array, open to writing."""
+        return np.frombuffer(self.values, self.dtype).reshape(self.shape).copy()

@@ -168,6 +168,22 @@ def _position(above: Floats, share: float) -> int:
     return min(int(np.searchsorted(above, share * (1 + 1e-9), side="right")), len(above) - 1)
 
 
+class Learned(msgspec.Struct, frozen=True, array_like=True):
+    """What a `Recalibrator` has learned, for one of the same calibration to go on from.
+
+    Fields, by horizon where they are lists: started: seconds since the epoch of the first knobs;
+    log_share: of the accepted share to the target; made, sketches: of the decisions that resolved;
+    used: knobs with the time from which on they were; expected: knobs.
+    """
+
+    started: int
+    log_share: list[float]
+    made: list[list[int]]
+    sketches: list[list[list[float]]]
+    used: list[tuple[int, list[float]]]
+    expected: list[float]
+
+
 class Recalibrator:
     """Knobs for one target that follow the scores of forecasts as these resolve.
 
@@ -186,6 +202,28 @@ class Recalibrator:
         self._used: deque[tuple[int, Floats]] = deque(maxlen=_refreshes(calibration.horizons))
         self._started = 0
         self._expected: Floats = np.zeros(count)
+
+    def learned(self) -> Learned:
+        """All that it knows beyond its calibration."""
+        return Learned(
+            self._started,
+            self._log_share.tolist(),
+            [list(made) for made in self._made],
+            [[one.tolist() for one in sketches] for sketches in self._sketches],
+            [(since, knobs.tolist()) for since, knobs in self._used],
+            self._expected.tolist(),
+        )
+
+    def resume(self, learned: Learned) -> None:
+        """Go on from what one of the same calibration and target has learned."""
+        self._started = learned.started
+        self._log_share = np.array(learned.log_share)
+        for own, made in zip(self._made, learned.made, strict=True):
+            own.extend(made)
+        for kept, sketches in zip(self._sketches, learned.sketches, strict=True):
+            kept.extend(np.array(one) for one in sketches)
+        self._used.extend((since, np.array(knobs)) for since, knobs in learned.used)
+        self._expected = np.array(learned.expected)
 
     def knobs(self, time: int) -> Floats:
         """The knobs [H] to use at ``time``, seconds since the epoch."""

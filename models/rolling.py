@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
-from models.arrays import Bools, Floats, Ints
-from models.calibration import Recalibrator, score
+from models.arrays import Bools, Floats, Ints, Packed
+from models.calibration import Learned, Recalibrator, score
 from models.forecaster import Prediction
 from models.grid import WINDOW
 from models.history import History
@@ -58,6 +59,27 @@ class _Pending:
     peak: Floats
     known: Ints
 
+    def arrays(self) -> tuple[Floats | Ints, ...]:
+        """The decision's own arrays, in the order of `Progress`."""
+        prediction = self.prediction
+        own = (self.unknown, self.peak, self.known)
+        return (prediction.location, prediction.scale, prediction.cap, *own)
+
+
+class Progress(msgspec.Struct, frozen=True, array_like=True):
+    """What a `RollingForecast` has learned and awaits, for one of the same model to go on from.
+
+    pods, seen: of the last history. members: pod, node and number of nodes of each `_Members`.
+    pending: for each decision when it was made, its members' index, and its arrays: location,
+    scale, cap, unknown, peak and known.
+    """
+
+    learned: Learned
+    pods: tuple[str, ...]
+    seen: int
+    members: list[tuple[Packed, Packed, int]]
+    pending: list[tuple[int, int, list[Packed]]]
+
 
 class RollingForecast:
     """A model at work: forecasts, remembers, and learns from the forecasts that have resolved.
@@ -73,6 +95,32 @@ class RollingForecast:
         self._pending: list[_Pending] = []
         self._pods: tuple[str, ...] = ()
         self._seen = 0  # end of the last window that was looked at
+
+    def progress(self) -> Progress:
+        """What another process needs to go on from here."""
+        members = _distinct(self._pending)
+        index = {id(each): at for at, each in enumerate(members)}
+        return Progress(
+            self._recalibrator.learned(),
+            self._pods,
+            self._seen,
+            [(Packed.of(each.pod), Packed.of(each.node), each.nodes) for each in members],
+            [
+                (p.made, index[id(p.members)], list(map(Packed.of, p.arrays())))
+                for p in self._pending
+            ],
+        )
+
+    def resume(self, progress: Progress) -> None:
+        """Go on from where one of the same model was."""
+        self._recalibrator.resume(progress.learned)
+        self._pods, self._seen = progress.pods, progress.seen
+        members = [_Members(pod.array(), node.array(), n) for pod, node, n in progress.members]
+        for made, at, packed in progress.pending:
+            location, scale, cap, *rest = (each.array() for each in packed)
+            unknown, peak, known = rest
+            prediction = Prediction(location, scale, cap)
+            self._pending.append(_Pending(made, prediction, unknown, members[at], peak, known))
 
     def refresh(self, history: History, pods: Sequence[str], nodes: Sequence[str]) -> Forecast:
         """Forecast for now.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Protocol
 from urllib.parse import urlsplit
@@ -11,6 +12,8 @@ import msgspec
 from msgspec import Meta
 
 from models.arrays import Floats32
+
+_LABEL = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 
 
 class PrometheusSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -50,6 +53,17 @@ def is_address(url: str) -> bool:
     """Whether a URL names a server that HTTP can reach."""
     parts = urlsplit(url)
     return parts.scheme in ("http", "https") and bool(parts.hostname)
+
+
+def problems(prometheus: PrometheusSettings) -> Iterator[str]:
+    """What types cannot say about the settings, each in a sentence that names the setting."""
+    if prometheus.url and not is_address(prometheus.url):
+        yield f"prometheus.url: {prometheus.url!r} is no http:// or https:// address"
+    for label in prometheus.cluster_label:
+        if not _LABEL.fullmatch(label):
+            yield f"prometheus.cluster_label: {label!r} is not a label name"
+    if prometheus.query and prometheus.cluster_label:
+        yield "prometheus.query: put the cluster's label into the query and leave cluster_label out"
 
 
 class UsageError(Exception):

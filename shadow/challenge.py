@@ -11,47 +11,20 @@ from extender.recording import OnlinePod, Recorded, Refresh
 from extender.snapshot import Reason, Snapshot
 from models.arrays import Floats, Floats32
 from models.grid import WINDOW
-from models.habits import HabitsBuilder
-from models.history import build_history
-from models.model import Model
 from models.policy import HORIZONS, Policy
 from models.reclaim import reclaimable_millicpu
-from models.rolling import LATE, Forecast, RollingForecast
+from models.rolling import LATE, Forecast
 from models.truth import MIN_OBSERVED, highest_known, sum_known
 from models.usage_store import UsageStore
 from shadow.live_state import Choice, Side
-
-
-def challenge(model: Model, refresh: Refresh, store: UsageStore) -> Forecast:
-    """The challenger's forecasts [N, H] for a refresh, from usage as it was known then.
-
-    Each is that of a model that has just been loaded: what the calibration says, without what it
-    would have learned since. So it depends on nothing that a restart could lose.
-    """
-    pods = list(refresh.pods.values())
-    row = {name: at for at, name in enumerate(refresh.nodes)}
-    pods = [pod for pod in pods if pod.node in row]
-    keys = [pod.key for pod in pods]
-    workloads = [pod.workload for pod in pods]
-    usage = store.take(keys, refresh.usage_end)
-    builder = HabitsBuilder(workloads)
-    builder.add(workloads, usage, refresh.usage_end)
-    history = build_history(
-        refresh.usage_end,
-        usage,
-        np.array([pod.request for pod in pods], np.float64),
-        np.arange(len(pods)),
-        np.array([row[pod.node] for pod in pods], np.int64),
-        refresh.allocatable,
-    ).counting(builder.build().needs(workloads))
-    return RollingForecast(model).refresh(history, keys, refresh.nodes)
 
 
 def challenged(recorded: Recorded, refresh: Refresh, own: Forecast, policy: Policy) -> Recorded:
     """The decision as the challenger would have met it.
 
     What pods that came after the refresh need was added to the champion's forecast; it is added to
-    the challenger's too. Both see nodes peak at the same hours.
+    the challenger's too. What was measured is the same for both: the newest window's usage, and at
+    which hours nodes use CPU. Resource locks withhold from either what they ask for.
     """
     snapshot, share = recorded.snapshot, refresh.advertise_share
     was = _by_row(snapshot, refresh.nodes, refresh.forecast)
@@ -59,23 +32,29 @@ def challenged(recorded: Recorded, refresh: Refresh, own: Forecast, policy: Poli
     forecast = _by_row(snapshot, refresh.nodes, own.forecast) + added
     expected = _by_row(snapshot, refresh.nodes, own.expected) + added
     known = np.isfinite(forecast).all(axis=1)
-    ceiling = (snapshot.allocatable * 1000 * share + 1e-6).astype(np.int64)
-    free = np.minimum(
-        reclaimable_millicpu(snapshot.allocatable, forecast, policy), ceiling[:, None]
-    )
-    nothing = np.zeros((len(forecast), 1))
-    emptied = reclaimable_millicpu(snapshot.allocatable, nothing, policy)[:, 0]
     lifted = np.where(snapshot.blocked == Reason.NO_FORECAST, Reason.FITS, snapshot.blocked)
     changed = replace(
         snapshot,
-        forecast=forecast,
-        expected=expected,
-        profile=_stretched(snapshot, forecast[:, -1]),
-        free=np.where(known[:, None], free, 0),
-        emptied=np.minimum(emptied, ceiling),
+        # Where nothing is forecast, online pods see the node with its requests, as production did.
+        forecast=np.where(known[:, None], forecast, snapshot.forecast),
+        expected=np.where(known[:, None], expected, snapshot.expected),
+        profile=_stretched(snapshot, np.where(known, forecast[:, -1], snapshot.forecast[:, -1])),
         blocked=np.where(known, lifted, Reason.NO_FORECAST).astype(np.int64),
     )
-    return replace(recorded, snapshot=changed, policy=policy)
+    return replace(recorded, snapshot=reclaiming(changed, policy, share), policy=policy)
+
+
+def reclaiming(snapshot: Snapshot, policy: Policy, share: float) -> Snapshot:
+    """The snapshot with what a policy reclaims of it; ``share`` of a node is promised at most."""
+    known = (snapshot.blocked != Reason.NO_FORECAST)[:, None]
+    ceiling = (snapshot.allocatable * 1000 * share + 1e-6).astype(np.int64)
+    free = reclaimable_millicpu(snapshot.allocatable, snapshot.forecast, policy)
+    free = np.where(known, np.minimum(free, ceiling[:, None]), 0)
+    if snapshot.locked is not None:
+        free = np.maximum(free - snapshot.locked, 0)
+    nothing = np.zeros((len(ceiling), 1))
+    emptied = reclaimable_millicpu(snapshot.allocatable, nothing, policy)[:, 0]
+    return replace(snapshot, free=free, emptied=np.minimum(emptied, ceiling))
 
 
 def choice(

@@ -279,6 +279,30 @@ def _model(ref: str, tracking_uri: str) -> Model | None:
     return resolve_model(ref, tracking_uri)
 
 
+@app.command(
+    epilog="Example: archimedes shadow redecide --decisions decisions.jsonl --policy p.yaml"
+)
+def redecide(
+    decisions: Annotated[Path, typer.Option("--decisions", help="The extender's decision log.")],
+    policy: Annotated[
+        Path | None,
+        typer.Option("--policy", help="YAML or JSON file, instead of the policy of each decision."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Decide what production logged and recorded again: exactly, or under another policy."""
+    from shadow.redecide import redecide as run
+
+    if not decisions.is_file():
+        raise SettingsError(f"decision log {decisions} does not exist; name decision_log's file")
+    found = run(decisions, read_policy(policy))
+    if as_json:
+        typer.echo(msgspec.json.encode(found))
+        return
+    for name, value in msgspec.to_builtins(found).items():
+        typer.echo(f"{name}: {value}")
+
+
 def read_policy(file: Path | None) -> Policy | None:
     """The policy in a file.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +14,11 @@ import structlog
 import typer
 
 from extender.recording import SUFFIX
-from models.errors import ArchimedesError, RegistryError
+from models.errors import ArchimedesError, RegistryError, SettingsError
+from models.grid import WINDOW
 from models.model import Model
-from models.store import ALIASES, DEFAULT_TRACKING_URI
-from models.usage_source import PrometheusSettings, UsageSource
+from models.store import ALIASES, DEFAULT_TRACKING_URI, copies
+from models.usage_source import PrometheusSettings, UsageError, UsageSource, problems
 from shadow.follow import Follower
 from shadow.live_figures import figures
 from shadow.live_state import LiveState, StateFile
@@ -32,6 +34,23 @@ log = structlog.get_logger()
 def follow(
     decisions: Annotated[Path, typer.Option("--decisions", help="The extender's decision log.")],
     prometheus: Annotated[str, typer.Option("--prometheus", help="Prometheus' address.")],
+    token_file: Annotated[
+        str, typer.Option("--prometheus-token-file", help="File with a bearer token.")
+    ] = "",
+    ca_file: Annotated[
+        str, typer.Option("--prometheus-ca-file", help="File with its authority's certificates.")
+    ] = "",
+    query: Annotated[
+        str,
+        typer.Option(
+            "--prometheus-query",
+            help="PromQL of the pods' cores, as prometheus.query.",
+        ),
+    ] = "",
+    cluster_label: Annotated[
+        list[str] | None,
+        typer.Option("--cluster-label", help="NAME=VALUE that selects this cluster; repeatable."),
+    ] = None,
     challenger: Annotated[
         str, typer.Option("--challenger", help="REF: an alias is followed as it moves.")
     ] = "challenger",
@@ -56,10 +75,10 @@ def follow(
         raise ArchimedesError(
             f"decision log {decisions} does not exist; name the file of the extender's decision_log"
         )
-    if not prometheus.startswith(("http://", "https://")):
-        raise ArchimedesError(f"--prometheus: {prometheus!r} is no http:// or https:// address")
+    # Standard output belongs to the figures; where errors go is looked up for each line.
+    structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
+    settings = _checked(prometheus, token_file, ca_file, query, cluster_label or [])
     registry = Registry(tracking_uri)
-    settings = PrometheusSettings(url=prometheus)
     found = asyncio.run(
         _run(
             settings,
@@ -69,7 +88,7 @@ def follow(
                 source,
                 settings,
                 StateFile(state),
-                Challenger(challenger, tracking_uri, registry),
+                Challenger(challenger, tracking_uri, registry, Path(f"{state}.models")),
                 registry.log_shadow,
             ),
             once=once,
@@ -78,27 +97,70 @@ def follow(
     _print(found, as_json=as_json)
 
 
-class Challenger:
-    """The model on trial: loaded once, and again when its alias names another version."""
+def _checked(
+    url: str, token_file: str, ca_file: str, query: str, labels: list[str]
+) -> PrometheusSettings:
+    """How to reach Prometheus, by the rules of the extender's settings. Raises SettingsError."""
+    pairs = [label.partition("=") for label in labels]
+    for label, (name, _, value) in zip(labels, pairs, strict=True):
+        if not name or not value:
+            raise SettingsError(f"--cluster-label: {label!r} is no NAME=VALUE")
+    settings = PrometheusSettings(
+        url=url,
+        token_file=token_file,
+        ca_file=ca_file,
+        query=query,
+        cluster_label={name: value for name, _, value in pairs},
+    )
+    for problem in problems(settings):
+        raise SettingsError(problem)
+    return settings
 
-    def __init__(self, ref: str, tracking_uri: str, registry: Registry) -> None:
+
+class Challenger:
+    """The model on trial: loaded once, and again when its alias names another version.
+
+    Args:
+        ref: what the operator named; tracking_uri, registry: where versions come from.
+        store: folder of local copies, see `models.store`: what a restart without the registry uses.
+    """
+
+    def __init__(self, ref: str, tracking_uri: str, registry: Registry, store: Path) -> None:
         self._ref = ref
         self._uri = tracking_uri
         self._registry = registry
+        self._store = store
         self._model: Model | None = None
 
     def __call__(self) -> Model:
         """The model. Raises ArchimedesError where none was ever loaded."""
-        from models.refs import resolve_model
-
         try:
             if self._model is None or self._moved(self._model.version):
-                self._model = resolve_model(self._ref, self._uri)
+                self._model = self._load()
         except RegistryError as e:
+            self._model = self._model or self._copy()
             if self._model is None:
                 raise
-            log.warning("the registry cannot be asked", error=str(e))
+            log.warning("goes on with what is here", version=self._model.version, error=str(e))
         return self._model
+
+    def _load(self) -> Model:
+        from models.artifact import load_model
+        from models.refs import resolve_model
+
+        if Path(self._ref).is_dir() or not (self._ref in ALIASES or self._ref.isdecimal()):
+            return resolve_model(self._ref, self._uri)
+        version = self._registry.pull(self._ref, self._store)
+        return load_model(self._store / version, version)
+
+    def _copy(self) -> Model | None:
+        """The newest local copy of what was named."""
+        from models.artifact import load_model
+
+        for folder in copies(self._store):
+            if self._ref in (*ALIASES, folder.name):
+                return load_model(folder, folder.name)
+        return None
 
     def _moved(self, version: str) -> bool:
         return self._ref in ALIASES and self._registry.alias(self._ref) != version
@@ -112,14 +174,35 @@ async def _run(
     source = PrometheusSource(settings)
     try:
         follower = build(source)
+        if once:
+            await _ask(source)
         while True:
-            more = await follower.cycle(time.time())
+            more = await _cycle(follower, once=once)
             if once and not more:
                 return follower.state
             if not more:
                 await asyncio.sleep(POLL_SECONDS)
     finally:
         await source.close()
+
+
+async def _ask(source: UsageSource) -> None:
+    """Ask for one window: a wrong address is told where nothing waits for usage yet, too."""
+    try:
+        await source.read(int(time.time() // WINDOW - 1) * WINDOW, 1)
+    except UsageError as e:
+        raise ArchimedesError(f"--prometheus: {e}") from e
+
+
+async def _cycle(follower: Follower, *, once: bool) -> bool:
+    """One cycle; whether there is more. While usage cannot be read, the next tries again."""
+    try:
+        return await follower.cycle(time.time())
+    except UsageError as e:
+        if once:
+            raise ArchimedesError(f"--prometheus: {e}") from e
+        log.warning("usage cannot be read", error=str(e))
+        return False
 
 
 def _print(state: LiveState, *, as_json: bool) -> None:

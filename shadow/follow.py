@@ -7,33 +7,25 @@ moment: what it has not saved, it does again.
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import structlog
 
-from extender.decision_log import Binding, Decision, Record
-from extender.recording import Patch, Recorded, Refresh
-from models.arrays import Floats
+from extender.decision_log import Binding, Decision
+from extender.recording import Recorded, Refresh
+from models.arrays import Packed
 from models.errors import ArchimedesError
 from models.model import Model
-from models.policy import HORIZONS, Policy
-from models.rolling import Forecast
+from models.policy import HORIZONS
 from models.truth import STEP
 from models.usage_source import PrometheusSettings, UsageError, UsageSource
 from models.usage_store import UsageReader, UsageStore
-from shadow.challenge import challenge, challenged, choice, judge, real_peaks, resolved
+from shadow.batch import BatchReader, Event
+from shadow.challenge import challenged, choice, judge, real_peaks, resolved
 from shadow.live_figures import figures
 from shadow.live_state import Choice, Forecasts, LiveState, Pending, Point, StateFile, Tally
-from shadow.recorded import RecordedStream
-from shadow.tail import Position, follow_log
-
-BATCH = 500
-"""Log lines of one pass; each decision holds arrays until it is scored."""
-
-UNRECORDED_SECONDS = 30.0
-"""For how long a decision's recording is awaited: the recorder writes several times a second."""
+from shadow.trial import Trial
 
 UNBOUND_SECONDS = 3600.0
 MAX_BOUND = 5000
@@ -72,13 +64,13 @@ class Follower:
         self._file = state
         self._state = state.load()
         self._recording = recording
-        self._stream = RecordedStream(recording, self._state.refreshed)
+        self._events = self._begin()
         self._store = UsageStore()
         self._reader = UsageReader(source, self._store, usage)
         self._challenger = challenger
         self._publish = publish
         self._refresh: Refresh | None = None
-        self._own: tuple[float, str, Forecast] | None = None
+        self._trial: Trial | None = None
         self._watched = {
             pending.time: frozenset(pod.key for pod in state.forecasts(pending.time).pods)
             for pending in self._state.pending
@@ -94,105 +86,103 @@ class Follower:
 
         Raises:
             ArchimedesError: a file cannot be used, or there has never been a challenger.
+            UsageError: usage cannot be read; the next cycle tries again.
         """
-        model = self._challenger()
-        events, position, full = self._read(now)
-        pods = frozenset[str]().union(
-            *self._watched.values(), *(e.pods for e in events if isinstance(e, Refresh))
-        )
+        trial, state = self._on_trial(), self._state
+        batch = self._events.read(state.position, state.read, now)
+        refreshes = [*batch.refreshes, *([] if self._refresh is None else [self._refresh])]
+        pods = frozenset[str]().union(*self._watched.values(), *(r.pods for r in refreshes))
         if pods:
+            # While we are behind, usage is read no further than the log: pods that are in the log's
+            # next stretch only would never be asked for.
             try:
-                await self._reader.catch_up(now, pods)
-            except UsageError as e:
-                log.warning("usage cannot be read", error=str(e))
-                self._stream = RecordedStream(self._recording, self._state.refreshed)
-                return False  # what was read is read again
-        for event in events:
-            self._take(event, model)
-        self._state.position = position
-        self._join(model.policy)
-        self._expire(now)
-        self._log(model.version, now)
+                await self._reader.catch_up(min(now, batch.time) if batch.full else now, pods)
+            except UsageError:
+                self._events = self._begin()
+                raise  # what was read is read again
+        for event in batch.events:
+            self._take(event, trial)
+        state.position, state.read = batch.position, batch.time
+        self._join()
+        self._expire()
+        if not batch.full:
+            self._note(trial.model.version, now)
+        self._hand_over()
+        self._save(trial)
+        return batch.full
+
+    def _begin(self) -> BatchReader:
+        """A reader from where the state stands."""
+        return BatchReader(self._decisions, self._recording, self._state.refreshed)
+
+    def _save(self, trial: Trial) -> None:
+        """Save what was learned where that is more than before, then the state."""
+        time = trial.forecast_until
+        if time is not None and (trial.model.version, time) != self._state.learned:
+            self._file.keep_progress(time, trial.progress())
+            self._state.learned = (trial.model.version, time)
         self._file.save(self._state)
-        return full
 
-    def _read(
-        self, now: float
-    ) -> tuple[list[Refresh | Record | tuple[Decision, Recorded]], Position, bool]:
-        """New events in order, the position after them, and whether there are more.
+    def _on_trial(self) -> Trial:
+        """The challenger of now, with what it has learned."""
+        model, (version, time) = self._challenger(), self._state.learned
+        if self._trial is None or self._trial.model.version != model.version:
+            known = version == model.version
+            self._trial = Trial(model, self._file.progress(time) if known else None)
+        return self._trial
 
-        A decision whose recording is not there yet ends them, unless it has had its time.
-        """
-        events: list[Refresh | Record | tuple[Decision, Recorded]] = []
-        position, count = self._state.position, 0
-        for record, after in islice(follow_log(self._decisions, position), BATCH):
-            if isinstance(record, Decision):
-                recorded = self._stream.find(record.time, record.uid, events.append)
-                if recorded is None and now - record.time < UNRECORDED_SECONDS:
-                    break
-                events.append(record if recorded is None else (record, recorded))
-            else:
-                events.append(record)
-            position, count = after, count + 1
-        return events, position, count == BATCH
-
-    def _take(self, event: Refresh | Record | tuple[Decision, Recorded], model: Model) -> None:
-        tally = self._state.tallies.setdefault(model.version, Tally())
+    def _take(self, event: Event, trial: Trial) -> None:
+        tally = self._state.tallies.setdefault(trial.model.version, Tally())
         match event:
             case Refresh():
-                self._refreshed(event, model)
+                self._refreshed(event, trial)
             case Binding():
                 self._bound(event)
             case Decision():
                 tally.unscored += 1
             case decision, recorded:
-                self._score(tally, decision, recorded, model)
+                self._score(tally, decision, recorded, trial)
 
-    def _refreshed(self, refresh: Refresh, model: Model) -> None:
+    def _refreshed(self, refresh: Refresh, trial: Trial) -> None:
         """Go on with a newer refresh; the first of each half hour is judged later."""
         self._refresh = refresh
         if refresh.time <= self._state.refreshed:
             return
-        if refresh.time // STEP > self._state.refreshed // STEP and refresh.usage_end:
-            self._follow(refresh, model, HORIZONS)
+        if refresh.usage_end:
+            trial.forecast(refresh, self._store)
+            if refresh.time // STEP > self._state.refreshed // STEP:
+                self._follow(refresh, trial, HORIZONS)
         self._state.refreshed = refresh.time
 
-    def _follow(self, refresh: Refresh, model: Model, waits: tuple[int, ...]) -> None:
+    def _follow(self, refresh: Refresh, trial: Trial, waits: tuple[int, ...]) -> None:
         """Keep both sides' forecasts of a refresh until what waits for them has resolved."""
         if any(pending.time == refresh.time for pending in self._state.pending):
             return
-        own = self._forecast(refresh, model)
         kept = Forecasts(
             refresh.nodes,
-            _patch(refresh.allocatable),
-            _patch(refresh.forecast),
-            _patch(own.forecast),
-            _patch(own.expected),
-            refresh.advertise_share,
+            Packed.of(refresh.allocatable),
+            Packed.of(refresh.forecast),
+            Packed.of(trial.forecast(refresh, self._store).forecast),
+            trial.model.policy,
             tuple(refresh.pods.values()),
         )
         self._file.keep(refresh.time, kept)
-        self._state.pending.append(Pending(refresh.time, model.version, waits))
+        self._state.pending.append(Pending(refresh.time, trial.model.version, waits))
         self._watched[refresh.time] = frozenset(refresh.pods)
 
-    def _forecast(self, refresh: Refresh, model: Model) -> Forecast:
-        if self._own is None or self._own[:2] != (refresh.time, model.version):
-            own = challenge(model, refresh, self._store)
-            self._own = (refresh.time, model.version, own)
-        return self._own[2]
-
-    def _score(self, tally: Tally, decision: Decision, recorded: Recorded, model: Model) -> None:
+    def _score(self, tally: Tally, decision: Decision, recorded: Recorded, trial: Trial) -> None:
         refresh = self._refresh
         if refresh is None or not refresh.usage_end:
             tally.unscored += 1
             return
-        own = challenged(recorded, refresh, self._forecast(refresh, model), model.policy)
+        forecast, model = trial.forecast(refresh, self._store), trial.model
+        own = challenged(recorded, refresh, forecast, model.policy)
         champions = [candidate.node for candidate in decision.candidates]
         found, overlap = choice(recorded, own, champions, model.version, refresh.time)
         tally.decisions += 1
         tally.overlap += overlap
         if decision.offline and found.nodes:
-            self._follow(refresh, model, ())
+            self._follow(refresh, trial, ())
             self._state.choices[decision.uid] = found
 
     def _bound(self, binding: Binding) -> None:
@@ -211,12 +201,12 @@ class Follower:
         else:
             tally.unknown += 1
 
-    def _join(self, policy: Policy) -> None:
+    def _join(self) -> None:
         """Judge what has resolved."""
         for pending in self._state.pending:
             due = [hours for hours in pending.waits if resolved(pending.time, hours, self._store)]
             if due:
-                self._judge(pending, due, policy)
+                self._judge(pending, due)
                 pending.waits = tuple(hours for hours in pending.waits if hours not in due)
         waiting = []
         for found in self._state.bound:
@@ -226,15 +216,15 @@ class Follower:
                 waiting.append(found)
         self._state.bound = waiting
 
-    def _judge(self, pending: Pending, due: list[int], policy: Policy) -> None:
+    def _judge(self, pending: Pending, due: list[int]) -> None:
         kept, tally = self._file.forecasts(pending.time), self._state.tallies[pending.version]
-        allocatable = _array(kept.allocatable)
-        champion, challenger = _array(kept.champion), _array(kept.challenger)
+        allocatable = kept.allocatable.array()
+        sides = (tally.champion, kept.champion.array()), (tally.challenger, kept.challenger.array())
         for hours in due:
             at = HORIZONS.index(hours)
             truth = real_peaks(self._store, kept.pods, kept.nodes, pending.time, hours)
-            judge(tally.champion, champion[:, at], truth, allocatable, policy)
-            judge(tally.challenger, challenger[:, at], truth, allocatable, policy)
+            for side, forecast in sides:
+                judge(side, forecast[:, at], truth, allocatable, kept.policy)
 
     def _regret(self, found: Choice) -> None:
         """By how much the chosen node's real slack is below that of the best candidate."""
@@ -250,39 +240,33 @@ class Follower:
         tally.champion.regret += best - float(champion)
         tally.challenger.regret += best - float(challenger)
 
-    def _expire(self, now: float) -> None:
-        """Forget pods that were never bound, and refreshes that nothing waits for."""
+    def _expire(self) -> None:
+        """Forget pods that were not bound in the log's next hour, and what nothing waits for."""
         state = self._state
-        state.choices = {
-            uid: found for uid, found in state.choices.items() if now - found.time < UNBOUND_SECONDS
-        }
+        since = state.read - UNBOUND_SECONDS
+        state.choices = {uid: found for uid, found in state.choices.items() if found.time > since}
         used = {found.refresh for found in (*state.bound, *state.choices.values())}
         state.pending = [p for p in state.pending if p.waits or p.time in used]
         kept = {pending.time for pending in state.pending}
         self._watched = {time: pods for time, pods in self._watched.items() if time in kept}
 
-    def _log(self, version: str, now: float) -> None:
-        """Hand figures to the registry; while it is away they wait, the oldest goes first."""
+    def _note(self, version: str, now: float) -> None:
+        """Keep a version's figures for the registry where it is time to."""
         state = self._state
-        if self._publish is None:
-            return
-        if now - state.logged >= LOG_SECONDS and version.isdecimal() and version in state.tallies:
+        logged, before = state.logged
+        due = version != logged or now - before >= LOG_SECONDS
+        if due and version.isdecimal() and version in state.tallies:
             point = Point(version, now, figures(state.tallies[version]))
             state.unlogged = [*state.unlogged, point][-MAX_UNLOGGED:]
-            state.logged = now
-        while state.unlogged:
-            point = state.unlogged[0]
+            state.logged = (version, now)
+
+    def _hand_over(self) -> None:
+        """Give the registry the figures that wait for it; while it is away the oldest go first."""
+        while self._publish is not None and self._state.unlogged:
+            point = self._state.unlogged[0]
             try:
                 self._publish(point.version, point.figures, point.time)
             except ArchimedesError as e:
                 log.warning("figures wait for the registry", error=str(e))
                 return
-            state.unlogged = state.unlogged[1:]
-
-
-def _patch(values: Floats) -> Patch:
-    return Patch(values.dtype.str, values.shape, np.ascontiguousarray(values).tobytes())
-
-
-def _array(patch: Patch) -> Floats:
-    return np.frombuffer(patch.values, patch.dtype).reshape(patch.shape)
+            self._state.unlogged = self._state.unlogged[1:]

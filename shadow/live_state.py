@@ -9,12 +9,18 @@ from __future__ import annotations
 import os
 import zlib
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
-from extender.recording import OnlinePod, Patch
+from extender.recording import OnlinePod
+from models.arrays import Packed
 from models.errors import ArchimedesError
+from models.policy import Policy
+from models.rolling import Progress
 from shadow.tail import Position
+
+_FORECASTS, _PROGRESS = ".forecasts", ".progress"
 
 
 class Side(msgspec.Struct):
@@ -87,32 +93,44 @@ class Point(msgspec.Struct, frozen=True, array_like=True):
 
 
 class LiveState(msgspec.Struct, kw_only=True):
-    """All of it; choices await their bind by UID, bound ones their outcome."""
+    """All of it; choices await their bind by UID, bound ones their outcome.
+
+    read, refreshed: times of the newest event and of the newest refresh. learned: the version on
+    trial, and the refresh up to which its progress is kept. logged: whose figures went to the
+    registry last, and when.
+    """
 
     position: Position = Position()
+    read: float = 0.0
     refreshed: float = 0.0
+    learned: tuple[str, float] = ("", 0.0)
     tallies: dict[str, Tally] = {}
     choices: dict[str, Choice] = {}
     bound: list[Choice] = []
     pending: list[Pending] = []
     unlogged: list[Point] = []
-    logged: float = 0.0
+    logged: tuple[str, float] = ("", 0.0)
 
 
 class Forecasts(msgspec.Struct, frozen=True, array_like=True):
-    """Both sides' forecasts of one refresh, [N, H] cores, and the pods that they were made for."""
+    """Both sides' forecasts of one refresh, [N, H] cores, and the pods that they were made for.
+
+    policy: the challenger's.
+    """
 
     nodes: tuple[str, ...]
-    allocatable: Patch
-    champion: Patch
-    challenger: Patch
-    expected: Patch
-    advertise_share: float
+    allocatable: Packed
+    champion: Packed
+    challenger: Packed
+    policy: Policy
     pods: tuple[OnlinePod, ...]
 
 
+_Content = TypeVar("_Content", Forecasts, Progress)
+
+
 class StateFile:
-    """The state on disk; forecasts lie in the folder ``FILE.pending``."""
+    """The state on disk; forecasts and progress lie in the folder ``FILE.pending``."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -137,22 +155,46 @@ class StateFile:
     def save(self, state: LiveState) -> None:
         """Replace the state, then forget what nothing waits for. Raises ArchimedesError."""
         _replace(self._path, msgspec.json.encode(state))
-        kept = {self._forecasts(pending.time) for pending in state.pending}
+        kept = {self._at(pending.time, _FORECASTS) for pending in state.pending}
+        kept.add(self._at(state.learned[1], _PROGRESS))
         for file in self._folder.glob("*"):
             if file not in kept:
                 file.unlink()
 
     def keep(self, time: float, forecasts: Forecasts) -> None:
         """Write a refresh's forecasts, before a state refers to them. Raises ArchimedesError."""
-        _replace(self._forecasts(time), zlib.compress(msgspec.msgpack.encode(forecasts), 1))
+        self._write(self._at(time, _FORECASTS), forecasts)
 
     def forecasts(self, time: float) -> Forecasts:
-        """The forecasts of a refresh that the state refers to."""
-        body = zlib.decompress(self._forecasts(time).read_bytes())
-        return msgspec.msgpack.decode(body, type=Forecasts)
+        """The forecasts of a refresh that the state refers to. Raises ArchimedesError."""
+        return self._read(self._at(time, _FORECASTS), Forecasts)
 
-    def _forecasts(self, time: float) -> Path:
-        return self._folder / f"{int(time * 1e6):020d}"
+    def keep_progress(self, time: float, progress: Progress) -> None:
+        """Write what was learned up to a refresh, before a state refers to it.
+
+        Raises:
+            ArchimedesError: it cannot be written.
+        """
+        self._write(self._at(time, _PROGRESS), progress)
+
+    def progress(self, time: float) -> Progress:
+        """What was learned up to a refresh that the state refers to. Raises ArchimedesError."""
+        return self._read(self._at(time, _PROGRESS), Progress)
+
+    def _at(self, time: float, suffix: str) -> Path:
+        return self._folder / f"{int(time * 1e6):020d}{suffix}"
+
+    def _write(self, path: Path, content: msgspec.Struct) -> None:
+        _replace(path, zlib.compress(msgspec.msgpack.encode(content), 1))
+
+    def _read(self, path: Path, kind: type[_Content]) -> _Content:
+        try:
+            return msgspec.msgpack.decode(zlib.decompress(path.read_bytes()), type=kind)
+        except (OSError, zlib.error, msgspec.DecodeError) as e:
+            raise ArchimedesError(
+                f"{path} belongs to state file {self._path} and cannot be read: {e}; remove both "
+                "to begin anew"
+            ) from e
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
+
 from extender.recording import Decoder, Recorded, Refresh, began, read_frames, segments
+from models.errors import ArchimedesError
 
 
 class RecordedStream:
@@ -25,23 +28,21 @@ class RecordedStream:
         self._decoder = Decoder()
         self._ahead: list[Refresh | Recorded] = []
 
-    def find(self, time: float, uid: str, refreshed: Callable[[Refresh], None]) -> Recorded | None:
-        """What a decision was made on, or None where it is not recorded (yet).
+    def until(self, time: float, uid: str) -> Iterator[Refresh | Recorded]:
+        """The refreshes up to a decision, and then what it was made on, where that is recorded.
 
         Args:
             time, uid: of the decision; later calls ask for later decisions.
-            refreshed: gets each refresh that came before it.
         """
         while entry := self._peek():
-            if isinstance(entry, Refresh):
-                refreshed(entry)
-            elif entry.time == time and entry.uid == uid:
-                self._ahead.pop()
-                return entry
-            elif entry.time > time:
-                return None
+            if isinstance(entry, Recorded) and entry.time > time:
+                return
             self._ahead.pop()
-        return None
+            if isinstance(entry, Refresh):
+                yield entry
+            elif entry.time == time and entry.uid == uid:
+                yield entry
+                return
 
     def _peek(self) -> Refresh | Recorded | None:
         while not self._ahead:
@@ -73,6 +74,11 @@ class RecordedStream:
                     yield [found for entry in batch if (found := self._decoder.add(entry))]
         except FileNotFoundError:
             return  # removed by age while we were away
+        except msgspec.DecodeError as e:
+            raise ArchimedesError(
+                f"recording {self._segment} is not of this version ({e}); remove the segments that "
+                "the extender wrote before it was replaced"
+            ) from e
 
     def _advance(self) -> bool:
         """Go to the next segment; whether there is one."""

@@ -14,7 +14,7 @@ from extender.settings import EventSettings, Settings, TlsSettings
 from models.kube.types import Node, Pod
 from models.policy import HORIZONS, Policy
 from models.rolling import Forecast
-from models.usage_source import PrometheusSettings
+from models.usage_source import PrometheusSettings, UsageSource
 
 RESOURCE = "archimedes.dev/reclaimed-millicpu"
 START = 1_700_000_100.0  # a multiple of 300
@@ -92,15 +92,20 @@ class World:
     """A cluster in memory, a clock that stands still, and a server; no background loops."""
 
     def __init__(
-        self, nodes: Sequence[str] = ("n1", "n2"), cpu: str = "8", **settings: Unpack[Choices]
+        self,
+        nodes: Sequence[str] = ("n1", "n2"),
+        cpu: str = "8",
+        usage: UsageSource | None = None,
+        now: float = START,
+        **settings: Unpack[Choices],
     ) -> None:
-        self.now = START
+        self.now = now
         self.cluster = MemoryCluster()
         for name in nodes:
             self.cluster.put_node(as_node(node_json(name, cpu)))
         self.settings = Settings(policy=PLAIN, **settings)
         self.models = FixedModel(None)
-        parts = Parts(self.settings, lambda: self.now, self.cluster, None, self.models)
+        parts = Parts(self.settings, lambda: self.now, self.cluster, usage, self.models)
         self.server = Server(parts)
         self.state = self.server.state
 

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from extender import recorder
+from extender import recorder, recording
 from extender.decision_log import Decision, read_log
 from extender.recorder import Recorder
-from extender.recording import Decoder, Recorded, Refresh, read_frames, segments
-from tests.extender_world import START, World, pod_json
+from extender.recording import (
+    Decoder,
+    Encoder,
+    OnlinePod,
+    Recorded,
+    Refresh,
+    read_frames,
+    segments,
+)
+from models.policy import Policy
+from shadow.redecide import Redecided, redecide
+from tests.extender_world import PLAIN, START, World, pod_json
 
 NAMES = tuple(f"n{row}" for row in range(40))
 
@@ -98,6 +109,21 @@ def refresh(time: float) -> Refresh:
     return Refresh(time, int(time), "7", ("n1",), np.array([8.0]), one, one, {}, 1.0)
 
 
+def test_pods_that_are_encoded_in_parts_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recording, "_PODS_AT_ONCE", 2)
+    encoder, decoder = Encoder(), Decoder()
+    everyone = {f"p{at}": OnlinePod(f"p{at}", "n1", 1.0, 0.0, "w") for at in range(5)}
+    moved = everyone | {
+        "p1": OnlinePod("p1", "n2", 1.0, 9.0, "w"),
+        "p9": OnlinePod("p9", "n1", 2.0, 9.0, "w"),
+    }
+    del moved["p0"]
+    for pods in (everyone, moved):
+        found = decoder.add(encoder.refresh(replace(refresh(START), pods=pods)))
+        assert isinstance(found, Refresh)
+        assert found.pods == pods
+
+
 def test_old_segments_go_and_losses_are_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,3 +140,18 @@ def test_old_segments_go_and_losses_are_counted(
     # At hour 50 the first has ended 49 h ago; the second reaches to the third's beginning.
     assert [entry.time for entry in entries(folder)] == [START + 3600, START + 50 * 3600]
     assert not lost
+
+
+def test_another_policy_changes_decisions_and_the_recorded_one_none(tmp_path: Path) -> None:
+    path = tmp_path / "decisions.jsonl"
+    busy(path)
+    assert redecide(path, None) == Redecided(decisions=30)
+    assert redecide(path, PLAIN) == Redecided(decisions=30)  # what is reclaimed is the same again
+    strict = redecide(path, Policy(ceiling=0.01, system_reserve=0.0))  # 80m of 8 cores
+    logged = [record for record in read_log(path) if isinstance(record, Decision)]
+    offline = [decision for decision in logged if decision.offline and decision.candidates]
+    assert strict.refused == strict.different == len(offline) > 0
+    assert strict.lost == sum(len(decision.candidates) for decision in offline)
+    for segment in segments(Path(f"{path}.recording")):
+        segment.unlink()
+    assert redecide(path, None) == Redecided(unrecorded=30)

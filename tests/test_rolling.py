@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -14,7 +15,7 @@ from models.errors import TraceError
 from models.grid import WEEK, WINDOW
 from models.history import History, build_history
 from models.policy import HORIZONS
-from models.rolling import RollingForecast
+from models.rolling import Progress, RollingForecast
 from models.shipped import shipped
 from models.truth import STEP
 
@@ -77,6 +78,33 @@ def test_pods_are_followed_by_name_when_their_rows_change() -> None:
         # the same pods on the same nodes, listed the other way round
         other = shuffled.refresh(turned, names(2)[::-1], names(2, "n")[::-1])
         np.testing.assert_allclose(one.forecast, other.forecast[::-1], rtol=1e-9)
+
+
+def test_another_process_goes_on_from_what_was_learned_and_awaited() -> None:
+    """Two nodes, whose pods change over a day and a half, each with a bad night."""
+    rng = np.random.default_rng(1)
+    uninterrupted, resumed = rolling(), rolling()
+    for number in range(80):
+        time = NOW + number * STEP
+        cores = [1.0, 2.0] + [0.5] * (number // 30)
+        cores[0] += 3.0 * (25 < number < 40)
+        pods = names(len(cores))
+        if number % 20 == 13:  # another one takes the first one's place
+            pods[0] = f"q{number}"
+        past = replace(history(time, cores), node=rng.integers(2, size=len(cores)))
+        expected = uninterrupted.refresh(past, pods, names(len(cores), "n"))
+        if number % 7 == 0:
+            saved = msgspec.msgpack.encode(resumed.progress())
+            resumed = rolling()
+            resumed.resume(msgspec.msgpack.decode(saved, type=Progress))
+        found = resumed.refresh(past, pods, names(len(cores), "n"))
+        np.testing.assert_array_equal(found.forecast, expected.forecast)
+        np.testing.assert_array_equal(found.expected, expected.expected)
+    anew = rolling().refresh(past, pods, names(len(cores), "n"))
+    assert (anew.forecast != expected.forecast).any()
+    assert msgspec.msgpack.encode(resumed.progress()) == msgspec.msgpack.encode(
+        uninterrupted.progress()
+    )
 
 
 def test_what_has_not_resolved_changes_nothing() -> None:
