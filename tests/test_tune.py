@@ -113,7 +113,8 @@ def test_overload_counts_against_the_budget() -> None:
 
 
 def test_the_same_seed_proposes_the_same() -> None:
-    first, again, other = run(search_for(14)), run(search_for(14)), run(search_for(14, seed=1))
+    # The first proposals only move one field each: they are the same for every seed.
+    first, again, other = run(search_for(40)), run(search_for(40)), run(search_for(40, seed=1))
     assert first == again
     assert policies(first)[1:] != policies(other)[1:]
 
