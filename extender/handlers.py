@@ -184,7 +184,10 @@ class Pages:
 
     async def nodes(self, _: web.Request) -> web.StreamResponse:
         """Each node's reclaimable, promised and free millicores by horizon."""
-        return _json(msgspec.json.encode(describe_nodes(self._state, self._clock())))
+        now = self._clock()
+        taken = self._state.snapshot(now), self._state.withheld(now), self._state.policy
+        described = await asyncio.to_thread(describe_nodes, *taken)
+        return _json(msgspec.json.encode(described))
 
     async def node(self, request: web.Request) -> web.StreamResponse:
         """The arithmetic of one node, term by term."""

@@ -97,11 +97,14 @@ class Health(msgspec.Struct, frozen=True):
     text: str
 
 
-def describe_nodes(state: State, now: float) -> list[NodeSummary]:
-    """Every node, by name."""
-    snapshot, withheld = state.snapshot(now), state.withheld(now)
+def describe_nodes(snapshot: Snapshot, withheld: Ints, policy: Policy) -> list[NodeSummary]:
+    """Every node, by name; of thousands this takes long enough to be a thread's work.
+
+    Args:
+        snapshot, withheld, policy: the state's of one moment; withheld as `State.withheld`.
+    """
     return [
-        _summary(state, snapshot, withheld, name, row)
+        _summary(snapshot, withheld, policy, name, row)
         for name, row in sorted(snapshot.index.items())
     ]
 
@@ -112,7 +115,7 @@ def describe_node(state: State, name: str, now: float) -> NodeDetails | None:
     row = snapshot.index.get(name)
     if row is None:
         return None
-    summary = _summary(state, snapshot, state.withheld(now), name, row)
+    summary = _summary(snapshot, state.withheld(now), state.policy, name, row)
     return NodeDetails(
         summary=summary,
         arithmetic=_arithmetic(summary, state.policy),
@@ -171,14 +174,16 @@ def _blocked(snapshot: Snapshot) -> dict[str, int]:
     return {r.name.lower(): int(np.count_nonzero(blocked == r)) for r in reasons}
 
 
-def _summary(state: State, snapshot: Snapshot, withheld: Ints, name: str, row: int) -> NodeSummary:
+def _summary(
+    snapshot: Snapshot, withheld: Ints, policy: Policy, name: str, row: int
+) -> NodeSummary:
     promised = int(snapshot.promised[row])
     reason = Reason(int(snapshot.blocked[row]))
     return NodeSummary(
         node=name,
         allocatable_cores=float(snapshot.allocatable[row]),
         usage_age_seconds=float(snapshot.usage_age[row]),
-        blocked=explain(reason, Ask(0, 0, offline=True), state.policy),
+        blocked=explain(reason, Ask(0, 0, offline=True), policy),
         promised_millicpu=promised,
         horizons=tuple(
             HorizonTerms(
