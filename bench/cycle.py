@@ -102,8 +102,7 @@ def report(took: dict[tuple[str, str], list[float]]) -> None:
 def turn(plane: ControlPlane, contender: Contender, tier: str, pods: int) -> float:
     """Seconds of a cycle when so many pods wait for a scheduler that has just started."""
     names = [f"{tier}-{number:04d}" for number in range(pods)]
-    asks: Json = {"extended": {RESOURCE: 500}} if tier == "offline" else {"cpu": 0.5}
-    create(plane, "pods", [objects.pod(name, NAMESPACE, memory=0.1, **asks) for name in names])
+    create(plane, "pods", [pod(name, tier, number) for number, name in enumerate(names)])
     plane.start_scheduler({"extenders": contender.extenders})
     path = f"/api/v1/namespaces/{NAMESPACE}/pods"
 
@@ -117,6 +116,18 @@ def turn(plane: ControlPlane, contender: Contender, tier: str, pods: int) -> flo
     plane.admin.delete(path, grace_seconds=0)
     wait_until(lambda: not plane.admin.get(path, limit="1")["items"], 60, "the pods are gone")
     return seconds / cycles
+
+
+def pod(name: str, tier: str, number: int) -> Json:
+    """A pod unlike the others, of a workload of its own.
+
+    kube-scheduler may decide pods that are alike in batches (`OpportunisticBatching`), but not
+    where any extender is configured: that would be measured instead of the extender.
+    """
+    asks: Json = {"extended": {RESOURCE: 500 + number}}
+    if tier == "online":
+        asks = {"cpu": 0.5 + number / 1000}
+    return objects.pod(name, NAMESPACE, memory=0.1, labels={"app": name}, **asks)
 
 
 def algorithm(metrics: str) -> tuple[float, float]:
