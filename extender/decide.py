@@ -66,7 +66,8 @@ class Verdicts:
     @property
     def passed(self) -> Ints:
         """Positions of the nodes that are offered to kube-scheduler."""
-        return np.flatnonzero(self.reason == _FITS)
+        positions: Ints = (self.reason == _FITS).nonzero()[0]
+        return positions
 
 
 def decide(
@@ -249,7 +250,7 @@ def _offline_reasons(snapshot: Snapshot, rows: Ints, ask: Ask, available: Ints) 
 
 def _narrow(reason: Ints, score: Floats, candidates: int) -> Ints:
     """Mark all but the best ``candidates`` of the fitting nodes as ranked out."""
-    fits = np.flatnonzero(reason == _FITS)
+    fits = (reason == _FITS).nonzero()[0]
     if candidates <= 0 or len(fits) <= candidates:
         return reason
     best = np.argpartition(score[fits], len(fits) - candidates)[-candidates:]
