@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import msgspec
+import orjson
 import pytest
 
 from extender.inspection import describe_node, health
@@ -12,6 +13,7 @@ from extender.ports import Feed
 from extender.watchers import lock_feed
 from models.kube.types import ConfigMap
 from tests.extender_world import START, Json, World, as_node, as_pod, node_json, pod_json
+from tests.http_world import serving
 
 HOUR = 3600.0
 SALE = """
@@ -247,6 +249,29 @@ def test_each_node_shows_what_is_withheld_and_why(world: World) -> None:
     assert [(term.name, term.millicpu, term.reason) for term in found.locks] == [
         ("sale", 1000, "a sale")
     ]
+
+
+async def test_the_list_of_nodes_says_the_same_as_each_node() -> None:
+    async with serving(("n2", "n1", "n3")) as caller:
+        world = caller.world
+        world.state.lock([lock(nodes=frozenset({"n2"}))], {})
+        pod = pod_json("job", 500)
+        world.cluster.put_pod(as_pod(pod))
+        await caller.filter(pod, ["n3"])
+        assert await caller.bind(pod, "n3") == ""
+        reply = await caller.send("nodes", b"", method="GET")
+        listed = orjson.loads(reply.body)
+        assert [node["node"] for node in listed] == ["n1", "n2", "n3"]
+        # 8 cores - 2 peak = 6000 reclaimable, less 1 core that is withheld, or the promised 500
+        figures = [
+            (terms["reclaimable_millicpu"], terms["withheld_millicpu"], node["promised_millicpu"])
+            for node in listed
+            for terms in node["horizons"][:1]
+        ]
+        assert figures == [(6000, 0, 0), (6000, 1000, 0), (6000, 0, 500)]
+        for node in listed:
+            one = await caller.send(f"nodes/{node['node']}", b"", method="GET")
+            assert orjson.loads(one.body)["summary"] == node
 
 
 def test_health_names_what_is_ignored(world: World) -> None:
