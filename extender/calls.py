@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +21,7 @@ from extender.recorder import Recorder
 from extender.recording import Recorded
 from extender.settings import Settings
 from extender.snapshot import Reason, Snapshot
-from extender.state import State
+from extender.state import Basis, State
 from extender.telemetry import Telemetry
 from extender.victims import decode_preemption, encode_preemption
 from extender.wire import (
@@ -30,7 +32,8 @@ from extender.wire import (
     encode_prioritize,
     offered,
 )
-from models.arrays import Ints
+from models.arrays import Floats, Ints
+from models.kube.types import Pod
 from models.policy import HORIZONS
 
 log = structlog.get_logger()
@@ -49,6 +52,33 @@ class Answer(NamedTuple):
 
     body: bytes
     held: str
+
+
+@dataclass(frozen=True)
+class Latest:
+    """The newest filter decision that passed nodes.
+
+    kube-scheduler asks about these nodes at once, up to three times: the second entry of its
+    configuration filters them again, and both have them ranked. The answer stands until nodes or
+    the policy change, as what an offline pod may take is held for it meanwhile.
+
+    Fields:
+        sent, pod: the pod as it came, and what counts of it.
+        names, rows, score: [K] of the nodes that passed, in order.
+        basis: what was decided on.
+    """
+
+    sent: Pod
+    pod: PodFacts
+    names: list[str]
+    rows: tuple[int, ...]
+    score: Floats
+    basis: Basis
+
+    @cached_property
+    def ranking(self) -> bytes:
+        """The answer to prioritize."""
+        return encode_prioritize(self.names, to_wire_scores(self.score))
 
 
 class Calls:
@@ -72,6 +102,7 @@ class Calls:
         self._telemetry = telemetry
         self._events = events
         self._recorder = recorder
+        self._latest: Latest | None = None
 
     def filter(self, body: bytes) -> Answer:
         """Which of the offered nodes may take the pod; holds its ask on each of them.
@@ -81,6 +112,8 @@ class Calls:
         """
         args = decode_args(body)
         offer = offered(args)
+        if (latest := self._decided(args.pod, offer.names)) is not None:
+            return self._again(latest, offer)
         pod = self._state.facts(args.pod)
         for name in pod.bad_annotations:
             self._telemetry.bad_annotations.labels(name).inc()
@@ -90,7 +123,7 @@ class Calls:
         if pod.offline and not self._state.ready:
             self._count(pod, "error")
             return Answer(encode_filter_error(NOT_READY), "")
-        return self._decide(pod, offer)
+        return self._decide(args.pod, pod, offer)
 
     def prioritize(self, body: bytes) -> bytes:
         """How good a home each offered node is, as integers from 0 to 10.
@@ -100,6 +133,8 @@ class Calls:
         """
         args = decode_args(body)
         names = offered(args).names
+        if (latest := self._decided(args.pod, names)) is not None:
+            return latest.ranking
         pod = self._state.facts(args.pod)
         snapshot = self._state.snapshot(self._clock(), without=pod.uid)
         rows = snapshot.rows(names)
@@ -126,7 +161,25 @@ class Calls:
         kept = nodes_with_room(snapshot, pod.ask, policy, uids, ledger.get)
         return encode_preemption({name: proposal.victims[name] for name in kept})
 
-    def _decide(self, pod: PodFacts, offer: Offer) -> Answer:
+    def _decided(self, sent: Pod, names: list[str]) -> Latest | None:
+        """The newest decision where it is the answer for this pod and these nodes, too."""
+        latest = self._latest
+        if latest is None or names != latest.names or sent != latest.sent:
+            return None
+        if latest.pod.offline and not self._is_repeat(latest.pod, latest.rows):
+            return None
+        return latest if self._state.basis(self._clock()) == latest.basis else None
+
+    def _again(self, latest: Latest, offer: Offer) -> Answer:
+        """Pass all nodes of the newest decision once more; it is logged already."""
+        pod = latest.pod
+        if pod.offline:
+            self._hold(pod, latest.rows, self._clock())
+        return Answer(
+            encode_filter(offer, range(len(offer.names)), {}, {}), pod.uid if pod.offline else ""
+        )
+
+    def _decide(self, sent: Pod, pod: PodFacts, offer: Offer) -> Answer:
         now, policy = self._clock(), self._state.policy
         snapshot = self._state.snapshot(now, without=pod.uid)
         rows = snapshot.rows(offer.names)
@@ -143,12 +196,24 @@ class Calls:
                     Recorded(now, pod.uid, snapshot, rows, pod.ask, policy, limit, habit)
                 )
         if pod.offline:
-            expires = now + self._settings.hold_seconds
-            self._state.ledger.hold(
-                pod.uid, pod.key, pod.ask.millicpu, pod.ask.horizon, held, now, expires
-            )
+            self._hold(pod, held, now)
+        if passed:
+            names, score = [offer.names[at] for at in passed], verdicts.score[passed]
+            self._latest = Latest(sent, pod, names, held, score, self._state.basis(now))
         return Answer(
             encode_filter(offer, passed, failed, unresolvable), pod.uid if pod.offline else ""
+        )
+
+    def _hold(self, pod: PodFacts, rows: tuple[int, ...], now: float) -> None:
+        """Charge the pod on every node that was offered, until it is bound or time runs out."""
+        self._state.ledger.hold(
+            pod.uid,
+            pod.key,
+            pod.ask.millicpu,
+            pod.ask.horizon,
+            rows,
+            now,
+            now + self._settings.hold_seconds,
         )
 
     def _refuse(self, pod: PodFacts, offer: Offer) -> Answer:

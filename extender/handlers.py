@@ -94,6 +94,8 @@ class Verbs:
         if "Content-Encoding" in request.headers:
             raise self._unread(web.HTTPUnsupportedMediaType, "the body must not be encoded")
         try:
+            if request.content.is_eof():
+                return await request.read()  # it is all here: nothing to wait for
             async with asyncio.timeout(self._body_seconds):
                 return await request.read()
         except TimeoutError as e:

@@ -107,7 +107,7 @@ class KubeApi:
         if self._session is None:
             # Compressing costs the API server more than the bytes between neighbours.
             own = {"Accept": "application/json", "Accept-Encoding": "identity"}
-            self._session = aiohttp.ClientSession(headers=own)
+            self._session = aiohttp.ClientSession(headers=own, cookie_jar=aiohttp.DummyCookieJar())
         try:
             for renew in (False, True):
                 identity = await self._identity.headers(renew)

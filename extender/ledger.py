@@ -7,7 +7,7 @@ next pod's filter call, which may come before the first pod's bind, never sees t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -55,26 +55,26 @@ class Ledger:
     """
 
     def __init__(self) -> None:
-        self._entries: dict[str, Entry] = {}
+        self._open: dict[str, Entry] = {}  # held and binding: few, and looked through often
+        self._bound: dict[str, Entry] = {}
         self._charged: Ints = np.zeros(0, np.int64)
-        self._held: Ints = np.zeros(0, np.int64)
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._open) + len(self._bound)
 
     def get(self, uid: str) -> Entry | None:
         """The entry of a pod, or None."""
-        return self._entries.get(uid)
+        return self._open.get(uid) or self._bound.get(uid)
 
     def entries(self) -> tuple[Entry, ...]:
-        """All entries, in the order in which they were made."""
-        return tuple(self._entries.values())
+        """All entries, the bound ones last."""
+        return (*self._open.values(), *self._bound.values())
 
     def charged(self, nodes: int, without: str = "") -> Ints:
         """Millicores charged on each of the first ``nodes`` rows, not counting one pod's own."""
         self._grow(nodes)
         charged = self._charged[:nodes].copy()
-        own = self._entries.get(without)
+        own = self.get(without)
         if own is not None:
             charged[list(own.rows)] -= own.millicpu
         return charged
@@ -94,11 +94,11 @@ class Ledger:
         A pod whose binding is under way, or that is bound, keeps that entry: kube-scheduler does
         not filter such a pod again, so the call is a late repeat.
         """
-        own = self._entries.get(uid)
+        own = self.get(uid)
         if own is not None and own.stage is not Stage.HELD:
             return
         if own is not None and (own.rows, own.millicpu) == (rows, millicpu):
-            self._entries[uid] = replace(own, horizon=horizon, expires=expires)
+            self._store(replace(own, horizon=horizon, expires=expires))
             return
         self.release(uid)
         if rows:
@@ -131,7 +131,7 @@ class Ledger:
             False, with no more charged for the pod, where the ask is more than is available; for a
             bound pod, whether the row is its own.
         """
-        own = self._entries.get(uid)
+        own = self.get(uid)
         if own is not None and own.stage is Stage.BOUND:
             return own.rows == (row,)
         if millicpu > available:
@@ -146,25 +146,25 @@ class Ledger:
 
     def settle(self, uid: str, row: int, expires: float) -> None:
         """A binding is known to be written: charge only its row, until the watch shows the pod."""
-        entry = self._entries.get(uid)
+        entry = self.get(uid)
         if entry is not None and entry.stage is Stage.BINDING:
             self._replace(entry, replace(entry, rows=(row,), expires=expires))
 
     def conclude(self, uid: str, expires: float) -> None:
         """No call waits for a binding any more: where its fate is open, it is late from then on."""
-        entry = self._entries.get(uid)
+        entry = self.get(uid)
         if entry is not None and entry.expires == np.inf:
             self.extend(uid, expires)
 
     def extend(self, uid: str, expires: float) -> None:
         """Wait longer for what becomes of a binding."""
-        entry = self._entries.get(uid)
+        entry = self.get(uid)
         if entry is not None and entry.stage is Stage.BINDING:
-            self._entries[uid] = replace(entry, expires=expires)
+            self._store(replace(entry, expires=expires))
 
     def withdraw(self, uid: str, before: Entry | None) -> None:
         """A binding was refused: charge what was open before it, or nothing."""
-        entry = self._entries.get(uid)
+        entry = self.get(uid)
         if entry is not None and entry.stage is Stage.BINDING:
             self._replace(entry, before)
 
@@ -175,7 +175,7 @@ class Ledger:
 
         ``horizon`` and ``made`` count only for a pod without an entry: what was decided stays.
         """
-        own = self._entries.get(uid)
+        own = self.get(uid)
         if own is not None:
             if (own.stage, own.rows, own.millicpu) == (Stage.BOUND, (row,), millicpu):
                 return
@@ -186,45 +186,50 @@ class Ledger:
 
     def release(self, uid: str) -> None:
         """Give back everything charged for a pod; unknown pods are ignored."""
-        entry = self._entries.pop(uid, None)
+        entry = self._open.pop(uid, None) or self._bound.pop(uid, None)
         if entry is not None:
             self._add(entry, -entry.millicpu)
 
     def release_hold(self, uid: str) -> None:
         """Give back a pod's hold, but no binding or promise."""
-        entry = self._entries.get(uid)
+        entry = self.get(uid)
         if entry is not None and entry.stage is Stage.HELD:
             self.release(uid)
 
     def expire(self, now: float) -> list[Entry]:
         """Drop holds whose time has run out, and return them."""
-        late = [entry for entry in self._late(now) if entry.stage is Stage.HELD]
+        late = [entry for entry in _late(self._open, now) if entry.stage is Stage.HELD]
         for entry in late:
             self.release(entry.uid)
         return late
 
     def late_bindings(self, now: float) -> list[Entry]:
         """Bindings of which something should have been heard by now."""
-        return [entry for entry in self._late(now) if entry.stage is Stage.BINDING]
+        return [entry for entry in _late(self._open, now) if entry.stage is Stage.BINDING]
 
     def overdue(self, now: float) -> list[Entry]:
         """Bound promises whose horizon has passed."""
-        return [entry for entry in self._late(now) if entry.stage is Stage.BOUND]
+        return _late(self._bound, now)
 
     def renew(self, uid: str, now: float) -> None:
         """Promise a bound pod its millicores for its horizon once more."""
-        entry = self._entries[uid]
-        self._entries[uid] = replace(entry, expires=now + HORIZONS[entry.horizon] * 3600)
+        entry = self._bound[uid]
+        self._store(replace(entry, expires=now + HORIZONS[entry.horizon] * 3600))
 
     def promised(self, nodes: int) -> Ints:
         """Millicores promised on each of the first ``nodes`` rows: what is charged but not held."""
         self._grow(nodes)
-        return self._charged[:nodes] - self._held[:nodes]
+        promised = self._charged[:nodes].copy()
+        for entry in self._open.values():
+            if entry.stage is Stage.HELD:
+                promised[list(entry.rows)] -= entry.millicpu
+        return promised
 
     def shift(self, seconds: float, stages: Collection[Stage]) -> None:
         """Let entries of these stages expire so much later: their clock was set, or stood still."""
-        for entry in [e for e in self._entries.values() if e.stage in stages]:
-            self._entries[entry.uid] = replace(entry, expires=entry.expires + seconds)
+        for entry in self.entries():
+            if entry.stage in stages:
+                self._store(replace(entry, expires=entry.expires + seconds))
 
     def drop_row(self, row: int) -> bool:
         """Forget what is held and bound on a node that is gone; whether any binding is left there.
@@ -232,7 +237,7 @@ class Ledger:
         What is bound comes back with the node. Of a binding that is not settled nobody else knows,
         so it stays charged for the case that the node returns before the watch shows the pod.
         """
-        here = [entry for entry in self._entries.values() if row in entry.rows]
+        here = [entry for entry in self.entries() if row in entry.rows]
         for entry in here:
             if entry.stage is not Stage.BINDING:
                 rest = tuple(other for other in entry.rows if other != row)
@@ -241,10 +246,7 @@ class Ledger:
 
     def uses(self, row: int) -> bool:
         """Whether anything is charged on a row."""
-        return any(row in entry.rows for entry in self._entries.values())
-
-    def _late(self, now: float) -> Iterator[Entry]:
-        return (entry for entry in self._entries.values() if entry.expires <= now)
+        return any(row in entry.rows for entry in self.entries())
 
     def _replace(self, old: Entry, new: Entry | None) -> None:
         self.release(old.uid)
@@ -253,19 +255,22 @@ class Ledger:
 
     def _put(self, entry: Entry) -> None:
         self._grow(max(entry.rows) + 1)
-        self._entries[entry.uid] = entry
+        self._store(entry)
         self._add(entry, entry.millicpu)
+
+    def _store(self, entry: Entry) -> None:
+        (self._bound if entry.stage is Stage.BOUND else self._open)[entry.uid] = entry
 
     def _add(self, entry: Entry, millicpu: int) -> None:
         # Most entries have one row; indexing by a list costs NumPy twenty times as much for that.
         for row in entry.rows:
             self._charged[row] += millicpu
-        if entry.stage is Stage.HELD:
-            for row in entry.rows:
-                self._held[row] += millicpu
 
     def _grow(self, nodes: int) -> None:
         if nodes > len(self._charged):
             more = np.zeros(max(nodes - len(self._charged), len(self._charged)), np.int64)
             self._charged = np.concatenate([self._charged, more])
-            self._held = np.concatenate([self._held, more])
+
+
+def _late(entries: Mapping[str, Entry], now: float) -> list[Entry]:
+    return [entry for entry in entries.values() if entry.expires <= now]

@@ -11,6 +11,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -36,6 +37,13 @@ _REMEMBERED = 4096
 
 NO_MODEL = "none"
 """The model version where none serves: online pods count with their requests, nothing is given."""
+
+
+class Basis(NamedTuple):
+    """A snapshot's id and the policy: what a decision rests on besides what is charged."""
+
+    snapshot: int
+    policy: Policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,6 +289,11 @@ class State:
             model_version=self.model_version,
             locked=withheld.wanted,
         )
+
+    def basis(self, now: float) -> Basis:
+        """What a decision of this moment rests on; equal as long as nothing but charges changes."""
+        view = self._view(now)
+        return Basis(view.id + self._locks.of(view, now).changes, self.policy)
 
     def habit(self, pod: PodFacts, names: Sequence[str], snapshot: Snapshot) -> Habit:
         """What is known of a pod's workload; of the offered nodes it is given one that was left."""
