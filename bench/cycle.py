@@ -6,7 +6,11 @@ with `archimedes extender` behind it, an echo (all names pass, equal scores) in 
 Go's net/http. In turns, in one run; kube-scheduler's own metrics say what a cycle took. Prints
 medians in milliseconds and as a multiple of no extender (budget: 1.0).
 
-    python -m bench.cycle --nodes 5000 --pods 400 --rounds 5      the full size
+Nodes and pods are bare unless `--lifelike` is given. Then nodes lie in zones, hold images and run
+pods, and the pods that are scheduled belong to Services, so that kube-scheduler spreads them as it
+does in most clusters.
+
+    python -m bench.cycle --nodes 5000 --pods 400 --rounds 5 [--lifelike]      the full size
     flock /tmp/controlplane.lock python -m bench.cycle            where others use the cores too
 """
 
@@ -43,6 +47,9 @@ TIERS = ("offline", "online")
 NODE_CPU = 32.0
 _PLACED_SECONDS = 300.0
 _SHIPPED_URL = "http://127.0.0.1:8080"
+_SERVICES = 20
+_IMAGES = 40
+_RESIDENTS = "residents"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +69,17 @@ def main() -> None:
     parser.add_argument("--pods", type=int, default=200, help="in each turn")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--variants", action="store_true", help="other configurations as well")
+    parser.add_argument("--lifelike", action="store_true", help="zones, images, Services, pods")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="archimedes-cycle-") as name:
         folder = Path(name)
         flags = ["--enable-priority-and-fairness=false"]
         with ControlPlane(folder / "plane", api_server_flags=flags) as plane:
             workload.create_namespace(plane.admin, NAMESPACE)
-            create_nodes(plane, options.nodes)
+            create_nodes(plane, options.nodes, options.lifelike)
+            if options.lifelike:
+                create_services(plane)
+                create_residents(plane, options.nodes)
             with contenders(plane, folder, options.nodes) as found:
                 chosen = [*found, *variants(found)] if options.variants else found
                 turn(plane, found[0], "online", options.pods)  # fills caches; not counted
@@ -127,7 +138,8 @@ def pod(name: str, tier: str, number: int) -> Json:
     asks: Json = {"extended": {RESOURCE: 500 + number}}
     if tier == "online":
         asks = {"cpu": 0.5 + number / 1000}
-    return objects.pod(name, NAMESPACE, memory=0.1, labels={"app": name}, **asks)
+    labels = {"app": name, "service": f"service-{number % _SERVICES}"}
+    return objects.pod(name, NAMESPACE, memory=0.1, labels=labels, **asks)
 
 
 def algorithm(metrics: str) -> tuple[float, float]:
@@ -137,21 +149,53 @@ def algorithm(metrics: str) -> tuple[float, float]:
     return float(found["sum"]), float(found["count"])
 
 
-def create_nodes(plane: ControlPlane, count: int) -> None:
+def create_nodes(plane: ControlPlane, count: int, lifelike: bool) -> None:
     """Nodes that are ready and advertise the resource, as kubelets' would after a while."""
     ready = [{"type": "Ready", "status": "True", "reason": "bench"}]
     nodes = []
     for number in range(count):
         amount = {RESOURCE: int(NODE_CPU * 1000)}
-        node = objects.node(node_name(number), cpu=NODE_CPU, memory=128, extended=amount)
+        zone = {"topology.kubernetes.io/zone": f"zone-{number % 3}"} if lifelike else {}
+        node = objects.node(
+            node_name(number), cpu=NODE_CPU, memory=128, extended=amount, labels=zone
+        )
         node["status"]["conditions"] = ready
+        if lifelike:
+            node["status"]["images"] = [image(number + at) for at in range(_IMAGES)]
         nodes.append(node)
     create(plane, "nodes", nodes)
 
 
-def create(plane: ControlPlane, kind: str, manifests: list[Json]) -> None:
+def image(number: int) -> Json:
+    """An image as a kubelet reports it."""
+    name = f"images.example/team-{number % 400}/app"
+    return {"names": [f"{name}@sha256:{number % 400:064d}", f"{name}:1"], "sizeBytes": 10**8}
+
+
+def create_services(plane: ControlPlane) -> None:
+    """Services that select the pods, which by default are spread over zones and nodes then."""
+    for number in range(_SERVICES):
+        name = f"service-{number}"
+        spec = {"selector": {"service": name}, "ports": [{"port": 80}]}
+        service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": spec}
+        plane.admin.post(f"/api/v1/namespaces/{NAMESPACE}/services", service)
+
+
+def create_residents(plane: ControlPlane, nodes: int) -> None:
+    """Two pods on each node that are there already."""
+    workload.create_namespace(plane.admin, _RESIDENTS)
+    pods = [
+        objects.pod(f"resident-{at}", _RESIDENTS, cpu=0.5, node_name=node_name(at % nodes))
+        for at in range(2 * nodes)
+    ]
+    create(plane, "pods", pods, _RESIDENTS)
+
+
+def create(
+    plane: ControlPlane, kind: str, manifests: list[Json], namespace: str = NAMESPACE
+) -> None:
     """Post objects, several at a time."""
-    path = "/api/v1/nodes" if kind == "nodes" else f"/api/v1/namespaces/{NAMESPACE}/pods"
+    path = "/api/v1/nodes" if kind == "nodes" else f"/api/v1/namespaces/{namespace}/pods"
 
     def post(share: list[Json]) -> None:
         client = plane.client("admin")
