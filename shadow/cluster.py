@@ -39,6 +39,23 @@ class Fleet:
     def __len__(self) -> int:
         return len(self.names)
 
+    def presence(self, start: int, step: int, steps: int) -> Floats:
+        """The share of each step in which each node is there, [N, T].
+
+        Args:
+            start: of the first step, seconds since the epoch.
+            step: seconds.
+            steps: T.
+        """
+        if self.joined is None and self.left is None:
+            return np.broadcast_to(1.0, (len(self), steps))
+        first = start + np.arange(steps) * step
+        begin = first if self.joined is None else np.maximum(first, self.joined[:, None])
+        end = first + step
+        end = end if self.left is None else np.minimum(end, self.left[:, None])
+        there: Floats = np.maximum(end - begin, 0) / step
+        return there
+
 
 class Cluster:
     """Node state that changes as pods come and go and forecasts are refreshed.

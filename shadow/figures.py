@@ -9,7 +9,7 @@ from models.arrays import Bools, Floats, Ints
 from models.policy import HORIZONS
 from shadow.fragmentation import fragmentation
 from shadow.result import Ending, ReplayResult, State
-from shadow.series import NodeSeries, allocatable, node_series
+from shadow.series import NodeSeries, node_series
 from shadow.utilisation import Balance, Utilisation, balance, utilisation
 
 
@@ -17,11 +17,12 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     """What a replay comes to. None: the trace has no usage, or nothing happened to measure.
 
     Fields:
-        *_core_hours: of the whole replay. requested, used: by online pods. allocated: requests of
-            online pods and promises that ran. reclaimed: what offline pods really ran on promises.
-            beyond_requests: the part of it above what nobody had
-            requested. throttled: promised, but online pods needed it. lost: run, then lost because
-            the pod was displaced and starts again; part of reclaimed.
+        nodes: that were there at some time.
+        *_core_hours: of the whole replay. allocatable: of nodes while they were there. requested,
+            used: by online pods. allocated: requests of online pods and promises that ran.
+            reclaimed: what offline pods really ran on promises. beyond_requests: the part of it
+            above what nobody had requested. throttled: promised, but online pods needed it. lost:
+            run, then lost because the pod was displaced and starts again; part of reclaimed.
         reclaimed_share: of the CPU that online pods left idle.
         violation_rate: share of (node, refresh, horizon) whose real peak was above the forecast,
             of those whose whole horizon lies in the trace; by_horizon: the same by hours.
@@ -87,11 +88,11 @@ def figures(result: ReplayResult, series: NodeSeries | None = None) -> Figures:
     """All figures of a replay; ``series`` saves computing `node_series` again."""
     series = series or node_series(result)
     runs, pods, state = result.runs, result.pods, result.state
-    capacity = float(result.fleet.millicpu.sum()) / 1000 * (result.stop - result.start) / 3600
+    capacity = _capacity(result)
     run = float(series.run.sum()) * series.hours
     used = None if series.used is None else float(series.used.sum()) * series.hours
     after = None if series.used is None else series.used + series.run
-    unrequested = np.maximum(allocatable(result) - series.requested, 0.0)
+    unrequested = np.maximum(series.allocatable - series.requested, 0.0)
     placed = np.unique(runs.pod[pods.offline[runs.pod]])
     waited = result.waited[pods.offline]
     rate, by_horizon, severity = violations(result)
@@ -136,10 +137,10 @@ def figures(result: ReplayResult, series: NodeSeries | None = None) -> Figures:
         wait_p95_s=_quantile(waited, 95),
         wait_p99_s=_quantile(waited, 99),
         fragmentation=fragmentation(result, series),
-        utilisation_before=utilisation(result, series.used),
-        utilisation_after=utilisation(result, after),
-        balance_before=balance(result, series, series.used),
-        balance_after=balance(result, series, after),
+        utilisation_before=utilisation(series, series.used),
+        utilisation_after=utilisation(series, after),
+        balance_before=balance(series, series.used),
+        balance_after=balance(series, after),
         decisions=result.decisions,
         decision_ms_p50=_quantile(latency, 50),
         decision_ms_p99=_quantile(latency, 99),
@@ -183,7 +184,7 @@ def overload_windows(
     """
     if series.used is None:
         return np.zeros(series.asked.shape, bool)
-    limit = allocatable(result) * (ceiling or result.policy.ceiling)
+    limit = series.allocatable * (ceiling or result.policy.ceiling)
     over: Bools = (series.asked > 0) & (series.used + series.asked > limit + 1e-5)
     return over
 
@@ -200,6 +201,13 @@ def overloads(result: ReplayResult, series: NodeSeries) -> tuple[float | None, f
     last = -((series.start - result.runs.end[kept]) // series.step)
     met = before[node, last] > before[node, first]
     return _share(over, series.asked > 0), None if len(met) == 0 else float(met.mean())
+
+
+def _capacity(result: ReplayResult) -> float:
+    """Core-hours of the nodes while they were there."""
+    span = result.stop - result.start
+    there = result.fleet.presence(result.start, span, 1)[:, 0]
+    return float((result.fleet.millicpu * there).sum()) / 1000 * span / 3600
 
 
 def _core_hours(result: ReplayResult) -> Floats:

@@ -30,8 +30,8 @@ def fragmentation(result: ReplayResult, series: NodeSeries) -> float | None:
     if not asking.any() or not result.options.reclaim:
         return None
     pieces, fragments = 0.0, 0.0
-    for forecast, promised in _moments(result, series):
-        free = reclaimable_millicpu(result.fleet.millicpu / 1000, forecast, result.policy)
+    for allocatable, forecast, promised in _moments(result, series):
+        free = reclaimable_millicpu(allocatable, forecast, result.policy)
         left = np.maximum(free - np.rint(promised * 1000).astype(np.int64)[:, None], 0)
         for horizon in np.unique(pods.horizon[asking]).tolist():
             asks = np.sort(pods.millicpu[asking & (pods.horizon == horizon)])
@@ -41,15 +41,26 @@ def fragmentation(result: ReplayResult, series: NodeSeries) -> float | None:
     return None if pieces == 0 else fragments / pieces
 
 
-def _moments(result: ReplayResult, series: NodeSeries) -> list[tuple[Floats, Floats]]:
-    """Forecast [N, H] and promises [N] in cores at moments spread over the replay."""
+def _moments(result: ReplayResult, series: NodeSeries) -> list[tuple[Floats, Floats, Floats]]:
+    """Allocatable [N], forecast [N, H] and promises [N], in cores, at moments of the replay."""
     known = result.forecasts
     if known is None:
         steps, horizons = _some(np.arange(series.asked.shape[1])), (1, len(HORIZONS))
-        return [(np.tile(series.requested[:, [t]], horizons), series.asked[:, t]) for t in steps]
+        return [
+            (
+                series.allocatable[:, t],
+                np.tile(series.requested[:, [t]], horizons),
+                series.asked[:, t],
+            )
+            for t in steps
+        ]
     at = (known.time - series.start) // series.step
     return [
-        (known.forecast[moment].astype(np.float64), series.asked[:, at[moment]])
+        (
+            series.allocatable[:, at[moment]],
+            known.forecast[moment].astype(np.float64),
+            series.asked[:, at[moment]],
+        )
         for moment in _some(np.arange(len(known.time)))
     ]
 

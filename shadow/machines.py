@@ -115,12 +115,21 @@ def machines_needed(
 
 
 def _anywhere(scenario: Scenario) -> Scenario:
-    """The same on equal machines that are there all the time, with no pod tied to any of them."""
+    """The same on equal machines that are there all the time, with no pod tied to any of them.
+
+    There are as many as the most of the trace's nodes that are there together.
+    """
     fleet, pods = scenario.fleet, scenario.pods
+    ones = np.ones(len(fleet), np.int64)
+    born = scenario.start * ones if fleet.joined is None else fleet.joined
+    gone = scenario.stop * ones if fleet.left is None else fleet.left
+    count = round(
+        highest_sum(np.maximum(born, scenario.start), np.minimum(gone, scenario.stop), ones)
+    )
     cpu, memory = float(fleet.millicpu.mean()) / 1000, float(fleet.memory.mean()) / GIB
     return replace(
         scenario,
-        fleet=equal_fleet(len(fleet), cpu, memory),
+        fleet=equal_fleet(count, cpu, memory),
         pods=replace(pods, node=np.full(len(pods), -1, np.int64), kind=None),
         constraints=None,
     )

@@ -13,7 +13,7 @@ from models.arrays import Floats, Ints
 from models.policy import HORIZONS
 from shadow.figures import Figures
 from shadow.result import ReplayResult
-from shadow.series import NodeSeries, allocatable, time_series
+from shadow.series import NodeSeries, shares, time_series
 from shadow.utilisation import Balance
 
 BLUE, GREEN, GREY, RED, AMBER = "#2563eb", "#16a34a", "#94a3b8", "#dc2626", "#d97706"
@@ -60,21 +60,21 @@ def cpu_plot(result: ReplayResult, series: NodeSeries, swapped: int = 0) -> Figu
     return figure
 
 
-def nodes_plot(result: ReplayResult, series: NodeSeries) -> Figure:
+def nodes_plot(series: NodeSeries) -> Figure:
     """How full the nodes were, without and with offline pods; the replay must have usage."""
     if series.used is None:
         raise ValueError("utilisation needs usage")
-    limit = np.maximum(allocatable(result), 1e-9)
-    shares = ((series.used, BLUE, "without"), (series.used + series.run, GREEN, "with"))
+    sides = ((series.used, BLUE, "without"), (series.used + series.run, GREEN, "with"))
     figure = Figure(figsize=(WIDTH, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
-    percent = [cores / limit * 100 for cores, _, _ in shares]
-    bins = np.linspace(0, max(100.0, float(percent[1].max(initial=0.0))), 41)
+    percent = [shares(cores, series.allocatable) * 100 for cores, _, _ in sides]
+    bins = np.linspace(0, max(100.0, float(np.nanmax(percent[1], initial=0.0))), 41)
     when = dates(series.start + np.arange(series.run.shape[1]) * series.step)
-    for share, (_, colour, name) in zip(percent, shares, strict=True):
-        weights = np.full(share.size, 100 / share.size)
-        left.hist(share.ravel(), bins.tolist(), weights=weights, color=colour, alpha=0.55)
-        low, mid, high = np.percentile(share, [5, 50, 95], axis=0)
+    for share, (_, colour, name) in zip(percent, sides, strict=True):
+        there = share[~np.isnan(share)]
+        weights = np.full(there.size, 100 / there.size)
+        left.hist(there, bins.tolist(), weights=weights, color=colour, alpha=0.55)
+        low, mid, high = np.nanpercentile(share, [5, 50, 95], axis=0)
         right.fill_between(when, low, high, color=colour, alpha=0.2)
         right.plot(when, mid, color=colour, label=f"{name} offline pods")
     left.set_xlabel("utilisation of a node, %")

@@ -32,7 +32,7 @@ def replay_sections(result: ReplayResult, figures: Figures, series: NodeSeries) 
     """The plots of one replay; those that need usage only where there is some."""
     sections = [Section("CPU of the cluster", cpu_plot(result, series))]
     if series.used is not None:
-        sections.append(Section("Utilisation of the nodes", nodes_plot(result, series)))
+        sections.append(Section("Utilisation of the nodes", nodes_plot(series)))
     if figures.balance_before is not None and figures.balance_after is not None:
         plot = balance_plot(figures.balance_before, figures.balance_after)
         sections.append(Section("Balance between the nodes, hour by hour", plot))

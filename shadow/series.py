@@ -20,6 +20,7 @@ class NodeSeries:
 
     Fields:
         start, step: seconds; step t covers [start + t * step, start + (t + 1) * step).
+        allocatable: 0 while a node is not there.
         requested: by online pods that run.
         used: by online pods; None where the trace has no usage.
         asked: promises of offline pods that run.
@@ -29,6 +30,7 @@ class NodeSeries:
 
     start: int
     step: int
+    allocatable: Floats
     requested: Floats
     used: Floats | None
     asked: Floats
@@ -50,11 +52,13 @@ def node_series(result: ReplayResult) -> NodeSeries:
     offline = result.pods.offline[result.runs.pod]
     requested = spread(result, ~offline, step, steps)
     asked = spread(result, offline, step, steps)
+    cores = (result.fleet.millicpu / 1000)[:, None]
+    cores = cores * result.fleet.presence(result.start, step, steps)
     if result.used is None:
-        return NodeSeries(result.start, step, requested, None, asked, asked)
+        return NodeSeries(result.start, step, cores, requested, None, asked, asked)
     used = result.used.astype(np.float64)
-    idle = np.maximum(allocatable(result) - used, 0.0)
-    return NodeSeries(result.start, step, requested, used, asked, np.minimum(asked, idle))
+    run = np.minimum(asked, np.maximum(cores - used, 0.0))
+    return NodeSeries(result.start, step, cores, requested, used, asked, run)
 
 
 def time_series(result: ReplayResult, series: NodeSeries) -> dict[str, Floats]:
@@ -69,7 +73,7 @@ def time_series(result: ReplayResult, series: NodeSeries) -> dict[str, Floats]:
     time = series.start + np.arange(steps) * float(series.step)
     found = {
         "time": time,
-        "allocatable": np.full(steps, result.fleet.millicpu.sum() / 1000),
+        "allocatable": series.allocatable.sum(axis=0),
         "requested": series.requested.sum(axis=0),
         "reclaimed": series.run.sum(axis=0),
     }
@@ -80,14 +84,21 @@ def time_series(result: ReplayResult, series: NodeSeries) -> dict[str, Floats]:
     found |= {"used": series.used.sum(axis=0), "forecast": totals[:, 0]}
     found["forecast_day"] = totals[:, -1]
     for name, cores in (("before", series.used), ("after", series.used + series.run)):
-        share = cores / np.maximum(allocatable(result), 1e-9)
-        found |= {name: share.mean(axis=0), f"{name}_deviation": share.std(axis=0)}
+        share = shares(cores, series.allocatable)
+        found |= {name: np.nanmean(share, axis=0), f"{name}_deviation": np.nanstd(share, axis=0)}
     return found
 
 
-def allocatable(result: ReplayResult) -> Floats:
-    """Cores, [N, 1]."""
-    return (result.fleet.millicpu / 1000)[:, None]
+def shares(cores: Floats, allocatable: Floats) -> Floats:
+    """CPU in use as a share of allocatable, [N, T]: NaN for a node that is not there.
+
+    At a time at which no node is there, it is 0 for all, so that figures over nodes are, too.
+    """
+    there = allocatable > 0
+    share: Floats = np.full(cores.shape, np.nan)
+    np.divide(cores, allocatable, out=share, where=there)
+    share[:, ~there.any(axis=0)] = 0.0
+    return share
 
 
 def spread(result: ReplayResult, kept: Bools, step: int, steps: int) -> Floats:

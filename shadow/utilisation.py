@@ -6,8 +6,7 @@ import msgspec
 import numpy as np
 
 from models.arrays import Floats
-from shadow.result import ReplayResult
-from shadow.series import NodeSeries, allocatable
+from shadow.series import NodeSeries, shares
 
 TENTHS = 10
 """Bins of the distribution; the last one takes what lies above 100 % as well."""
@@ -45,37 +44,40 @@ class Balance(msgspec.Struct, frozen=True, kw_only=True):
     share_20_40: tuple[float, ...]
 
 
-def utilisation(result: ReplayResult, cores: Floats | None) -> Utilisation | None:
-    """How full the nodes were and how evenly; ``cores`` in use are [N, T]."""
-    if cores is None:
+def utilisation(series: NodeSeries, cores: Floats | None) -> Utilisation | None:
+    """How full the nodes were and how evenly while they were there; ``cores`` in use are [N, T]."""
+    exists = series.allocatable > 0
+    if cores is None or not exists.any():
         return None
-    share = cores / np.maximum(allocatable(result), 1e-9)
-    bins = np.clip((share * TENTHS).astype(np.int64), 0, TENTHS - 1)
+    share = shares(cores, series.allocatable)
+    there = share[exists]
+    bins = np.clip((there * TENTHS).astype(np.int64), 0, TENTHS - 1)
     return Utilisation(
-        mean=float(share.mean()),
-        deviation=float(share.std(axis=0).mean()),
-        p95=float(np.percentile(share, 95)),
-        share_20_40=float(_idles(share).mean()),
-        tenths=tuple((np.bincount(bins.ravel(), minlength=TENTHS) / bins.size).tolist()),
+        mean=float(there.mean()),
+        deviation=float(np.nanstd(share, axis=0).mean()),
+        p95=float(np.percentile(there, 95)),
+        share_20_40=float(_idles(there).mean()),
+        tenths=tuple((np.bincount(bins, minlength=TENTHS) / bins.size).tolist()),
     )
 
 
-def balance(result: ReplayResult, series: NodeSeries, cores: Floats | None) -> Balance | None:
+def balance(series: NodeSeries, cores: Floats | None) -> Balance | None:
     """The same for each hour; a last hour that is not full counts for what there is of it."""
     if cores is None:
         return None
     hour = max(3600 // series.step, 1)
     starts = np.arange(0, cores.shape[1], hour)
-    width = np.diff(np.append(starts, cores.shape[1]))
-    share = np.add.reduceat(cores, starts, axis=1) / width / np.maximum(allocatable(result), 1e-9)
+    summed = (np.add.reduceat(of, starts, axis=1) for of in (cores, series.allocatable))
+    share = shares(*summed)
     return Balance(
         time=tuple((series.start + starts * series.step).tolist()),
-        mean=tuple(share.mean(axis=0).tolist()),
-        deviation=tuple(share.std(axis=0).tolist()),
-        p95=tuple(np.percentile(share, 95, axis=0).tolist()),
-        share_20_40=tuple(_idles(share).mean(axis=0).tolist()),
+        mean=tuple(np.nanmean(share, axis=0).tolist()),
+        deviation=tuple(np.nanstd(share, axis=0).tolist()),
+        p95=tuple(np.nanpercentile(share, 95, axis=0).tolist()),
+        share_20_40=tuple(np.nanmean(_idles(share), axis=0).tolist()),
     )
 
 
 def _idles(share: Floats) -> Floats:
-    return ((share >= IDLE[0]) & (share <= IDLE[1])).astype(np.float64)
+    idles = ((share >= IDLE[0]) & (share <= IDLE[1])).astype(np.float64)
+    return np.where(np.isnan(share), np.nan, idles)

@@ -6,12 +6,15 @@ import json
 
 import numpy as np
 import polars as pl
+import pytest
 
 from models.trace import Trace
+from shadow.figures import figures
+from shadow.machines import machines
 from shadow.options import ReplayOptions
 from shadow.replay import replay
 from shadow.result import CONSTRAINTS, Ending, ReplayResult, State
-from shadow.series import node_series
+from shadow.series import node_series, time_series
 from tests.shadow_traces import ROW, nodes_table, pods_table, times, usage_table
 
 HOUR = 3600
@@ -100,6 +103,53 @@ def test_what_ran_on_a_node_that_left_uses_nothing_any_more() -> None:
     assert (used[0, :windows] == 1.0).all()
     assert (used[0, windows:] == 0.0).all()
     assert (used[1] == 2.0).all()
+
+
+def test_a_node_counts_in_the_figures_while_it_is_there() -> None:
+    day = 86_400
+    rows = [online("web", 0, 4 * day, 7.0, "n0"), online("far", 0, 4 * day, 4.0, "n1")]
+    rows += [offline("job", 2 * day + 3600, 3600, 12.0)]
+    left = trace(rows, cores=(8.0, 4.0), leaves={0: 3 * day})  # half of the replay
+    usage = usage_table({"web": [4.0] * 4 * 288, "far": [1.0] * 4 * 288})
+    used = Trace("used", left.nodes, left.pods, usage)
+    result = replay(used, None, options=ReplayOptions(hours=48))
+    found = figures(result)
+    assert found.nodes == 2
+    assert found.allocatable_core_hours == 8 * 24 + 4 * 48
+    assert found.used_core_hours == 4 * 24 + 1 * 48
+    before = found.utilisation_before
+    assert before is not None
+    # A node day at 50 % and two at 25 %, and no day at 0 %.
+    assert before.mean == pytest.approx((0.5 + 0.25 + 0.25) / 3)
+    assert before.deviation == pytest.approx((0.125 + 0.0) / 2)
+    assert before.share_20_40 == pytest.approx(2 / 3)
+    assert before.tenths[0] == 0.0
+    assert found.balance_before is not None
+    assert found.balance_before.mean[0] == pytest.approx(0.375)
+    assert found.balance_before.mean[-1] == pytest.approx(0.25)
+    lines = time_series(result, node_series(result))
+    assert lines["allocatable"].tolist() == [12.0] * 288 + [4.0] * 288
+    assert lines["before_deviation"][-1] == 0.0
+
+
+def test_what_a_gone_node_would_have_to_give_is_no_fragment() -> None:
+    # n0 can give 7.5 cores for as long as it is there; then only n1 is left, with 0.85.
+    rows = [offline("job", 100, 50, 4.0), online("end", 0, 4000, 0.1, "n1")]
+    always = figures(replay(trace(rows, cores=(8.0, 1.0)), None, options=ALONE)).fragmentation
+    leaves = trace(rows, cores=(8.0, 1.0), leaves={0: 1000})
+    gone = figures(replay(leaves, None, options=ALONE)).fragmentation
+    assert always is not None
+    assert gone is not None
+    assert gone > 1.5 * always
+
+
+def test_machines_are_as_many_as_were_there_together() -> None:
+    day = 86_400
+    rows = [online("web", 0, 4 * day, 2.0)]
+    nodes = trace(rows, cores=(8.0, 8.0, 8.0), joins={2: 3 * day}, leaves={1: 3 * day})
+    usage = usage_table({"web": [1.0] * 4 * 288})
+    used = Trace("used", nodes.nodes, nodes.pods, usage)
+    assert machines(used, None, options=ReplayOptions(hours=48)).present == 2
 
 
 def wanting(plain: Trace, column: str, value: object, pods: list[str]) -> Trace:

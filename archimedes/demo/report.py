@@ -128,7 +128,7 @@ def write_report(path: Path, title: str, lines: list[tuple[str, str]], outcome: 
     result = outcome.result
     series = node_series(result)
     cpu = Section("CPU of the cluster", cpu_plot(result, series, outcome.swapped))
-    nodes = Section("Utilisation of the nodes", nodes_plot(result, series))
+    nodes = Section("Utilisation of the nodes", nodes_plot(series))
     write_page(path, title, [cpu, nodes, Section("Figures", rows=lines)])
 
 
