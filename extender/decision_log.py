@@ -12,6 +12,9 @@ import msgspec
 MAX_BYTES = 64 * 1024 * 1024
 """Size at which a log file is rotated; one predecessor is kept."""
 
+MAX_NODES = 32
+"""Nodes of a preempt call that are named: kube-scheduler proposes a tenth of the cluster's."""
+
 
 class Candidate(msgspec.Struct, frozen=True, gc=False):
     """A node that was offered: its score and the millicores that it could have promised."""
@@ -50,7 +53,30 @@ class Binding(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="ki
     error: str
 
 
-Record = Decision | Binding
+class Preemption(
+    msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="kind", tag="preempt"
+):
+    """One preempt call.
+
+    proposed: nodes that kube-scheduler would evict pods from. kept: how many of them would then
+    have room; nodes: the first ``MAX_NODES`` of these. rejected: the others by failure text.
+    """
+
+    time: float
+    pod: str
+    uid: str
+    offline: bool
+    millicpu: int
+    horizon_hours: int
+    snapshot: int
+    model_version: str
+    proposed: int
+    kept: int
+    nodes: tuple[str, ...]
+    rejected: dict[str, int]
+
+
+Record = Decision | Binding | Preemption
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Record)
 
