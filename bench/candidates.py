@@ -61,12 +61,12 @@ def main() -> None:
     start: int | None = spec.start + LEARN
     traces = [free_to_move(generate_trace(replace(spec, seed=seed))) for seed in seeds]
     if given.trace is not None:
-        traces, start = [read_trace(given.trace)], None
+        traces, start = [read_trace(given.trace)] * given.seeds, None
     heading("candidates")
     for count in CANDIDATES:
         rows = [
             measure(trace, Policy(), options(seed, start, given.hours, count))
-            for trace, seed in zip(traces, seeds, strict=False)
+            for trace, seed in zip(traces, seeds, strict=True)
         ]
         line(str(count or "all"), np.mean(rows, axis=0))
     spec = replace(spec, night_share=0.5, tide=(0.6, 0.9))
