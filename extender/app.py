@@ -19,6 +19,7 @@ from aiohttp import web
 
 from extender.binder import Binder
 from extender.calls import Calls
+from extender.connections import Connections
 from extender.decision_log import DecisionLog
 from extender.events import Events
 from extender.handlers import Pages, Verbs
@@ -33,9 +34,6 @@ from extender.telemetry import Telemetry, configure_logs
 from extender.tls import Gate
 from models.errors import ArchimedesError, SettingsError
 from models.usage_source import UsageSource
-
-_KEEPALIVE_SECONDS = 300.0
-"""kube-scheduler keeps idle connections for 90 s; closing first would cost it a failed call."""
 
 _SWITCH_SECONDS = 0.0001
 """How long a thread that forecasts may keep the interpreter while a call waits for it. A call needs
@@ -151,42 +149,44 @@ async def listening(server: Server) -> AsyncIterator[str]:
     Raises:
         ArchimedesError: the address cannot be listened on.
     """
-    settings = server.parts.settings
+    settings, tls = server.parts.settings, server.parts.settings.tls
     async with AsyncExitStack() as stack:
-        runner = await stack.enter_async_context(_running(server.app(), settings))
+        calls = await stack.enter_async_context(_connections(server, server.app()))
         if server.gate is None:
-            yield f"http://{await _listen(runner, settings.host, settings.port)}"
+            plain = _plain(calls, settings.host, settings.port)
+            yield f"http://{await stack.enter_async_context(plain)}"
             return
-        probes = await stack.enter_async_context(_running(server.probes(), settings))
-        tls = settings.tls
-        url = f"http://{await _listen(probes, tls.probe_host, tls.probe_port)}"
-        log.info("listening for probes", url=url)
+        probes = await stack.enter_async_context(_connections(server, server.probes()))
+        plain = _plain(probes, tls.probe_host, tls.probe_port)
+        log.info("listening for probes", url=f"http://{await stack.enter_async_context(plain)}")
         stack.callback(server.gate.close)
         with _address_named(settings.host, settings.port):
-            address = await server.gate.open(runner, settings.host, settings.port)
+            address = await server.gate.open(calls, settings.host, settings.port)
         yield f"https://{_joined(*address)}"
 
 
 @asynccontextmanager
-async def _running(app: web.Application, settings: Settings) -> AsyncIterator[web.AppRunner]:
-    runner = web.AppRunner(
-        app,
-        access_log=None,
-        keepalive_timeout=_KEEPALIVE_SECONDS,
-        shutdown_timeout=settings.drain_seconds,
-    )
+async def _connections(server: Server, app: web.Application) -> AsyncIterator[Connections]:
+    """What makes an application's connections; at the end, calls under way are waited for."""
+    settings = server.parts.settings
+    runner = web.AppRunner(app, shutdown_timeout=settings.drain_seconds)
     await runner.setup()
+    assert runner.server is not None  # noqa: S101 - it is set up
     try:
-        yield runner
+        yield Connections(runner.server, settings, server.telemetry)
     finally:
         await runner.cleanup()
 
 
-async def _listen(runner: web.AppRunner, host: str, port: int) -> str:
-    """Take plain connections; returns the address."""
+@asynccontextmanager
+async def _plain(connections: Connections, host: str, port: int) -> AsyncIterator[str]:
+    """Take connections without TLS for as long as the context lasts; gives the address."""
     with _address_named(host, port):
-        await web.TCPSite(runner, host, port).start()
-    return _joined(*runner.addresses[0][:2])
+        listener = await asyncio.get_running_loop().create_server(connections, host, port)
+    try:
+        yield _joined(*listener.sockets[0].getsockname()[:2])
+    finally:
+        listener.close()
 
 
 @contextmanager

@@ -131,7 +131,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     so that it hears the reason."""
 
     request_seconds: Annotated[float, Meta(gt=0, le=60)] = 2.5
-    """Seconds in which a request's body must have arrived; below kube-scheduler's httpTimeout."""
+    """Seconds in which a request's head must have arrived from its first byte on, and then its
+    body; below kube-scheduler's httpTimeout."""
+
+    max_connections: Annotated[int, Meta(ge=8, le=100_000)] = 512
+    """Connections that are open at once; beyond, the one that has been idle for longest is closed.
+    kube-scheduler needs one for each bind under way; each takes a file descriptor."""
 
     max_body_bytes: Annotated[int, Meta(ge=2**21, le=2**30)] = 2**25
     """Largest request in bytes. 32 MiB hold 10,000 names a hundred times over, and the whole Node

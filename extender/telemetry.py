@@ -44,6 +44,9 @@ class Telemetry:
         self.bad_requests = self._counter(
             "archimedes_bad_requests", "Requests that are not what the protocol says."
         )
+        self.crowded_out = self._counter(
+            "archimedes_crowded_out", "Connections that were closed because too many were open."
+        )
         self.bad_annotations = self._counter(
             "archimedes_bad_annotations", "Filtered pods with a malformed annotation.", ["name"]
         )

@@ -32,6 +32,7 @@ class Choices(TypedDict, total=False):
     bind_seconds: float
     request_seconds: float
     max_body_bytes: int
+    max_connections: int
     watch_max_age: float
     advertise: bool
     advertise_share: float
