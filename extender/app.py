@@ -46,8 +46,8 @@ log = structlog.get_logger()
 class Parts:
     """What a server is made of; a demo or a test brings its own.
 
-    usage: None where there is none; then nothing is promised. runs_file: where it is kept how long
-    workloads run, None for nowhere.
+    usage: None where there is none; then nothing is promised. learned_file: where it is kept what a
+    restart should not forget, None for nowhere.
     """
 
     settings: Settings
@@ -55,7 +55,7 @@ class Parts:
     cluster: Cluster
     usage: UsageSource | None
     models: ModelSource
-    runs_file: Path | None = None
+    learned_file: Path | None = None
     telemetry: Telemetry = field(default_factory=Telemetry)
 
 
@@ -88,7 +88,7 @@ class Server:
             self.binder,
             parts.cluster,
             parts.models,
-            parts.runs_file,
+            parts.learned_file,
             self.decisions,
             settings,
             clock,
@@ -96,7 +96,7 @@ class Server:
             np.random.default_rng(),
             self._other_loops(),
         )
-        self.loops.load_runs()
+        self.loops.load_learned()
 
     def app(self) -> web.Application:
         """The HTTP application."""
@@ -119,7 +119,7 @@ class Server:
     async def close(self) -> None:
         """Finish binds that are under way and close what is open."""
         await self.binder.drain()
-        self.loops.save_runs()
+        self.loops.save_learned()
         await self.parts.cluster.close()
         if self.parts.usage is not None:
             await self.parts.usage.close()
@@ -232,7 +232,7 @@ def production_parts(settings: Settings) -> Parts:
             fallback=fallback_model(settings.policy),
             headers=mlflow_headers(os.environ),
         ),
-        runs_file=store / "runs.json",
+        learned_file=store / "learned.json",
         telemetry=telemetry,
     )
 

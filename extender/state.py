@@ -18,6 +18,7 @@ import numpy as np
 from extender.ask import PodFacts, pod_facts
 from extender.decide import Habit
 from extender.homes import Homes
+from extender.learned import Learned
 from extender.ledger import Entry, Ledger, Stage
 from extender.locks import Lock
 from extender.nodes import NodeTable, View, node_facts
@@ -175,6 +176,14 @@ class State:
     def unadvertised(self) -> dict[str, int]:
         """Nodes whose status does not advertise their ceiling, with that ceiling."""
         return self._nodes.unadvertised() if self._settings.advertise else {}
+
+    def learn(self, learned: Learned) -> None:
+        """Take over what an earlier process had learned."""
+        self.runs, self._homes = Runs(learned.runs), Homes(learned.homes)
+
+    def learned(self) -> Learned:
+        """What the next process could not learn at once."""
+        return Learned(runs=self.runs.record(), homes=self._homes.record())
 
     # What the refresh computes
 
@@ -364,7 +373,7 @@ class State:
         if new.node:
             if old is None or not old.node:
                 self._locks.moved(new, 1)
-            self._homes.settle(new.workload, new.uid, new.node)
+                self._homes.settle(new.workload, new.uid, new.node)
             self._pods_on.setdefault(new.node, {})[new.uid] = new
             row = self._nodes.row(new.node)
             if row is not None:

@@ -1,6 +1,7 @@
 """A small cluster in memory with an extender beside it: what the server's tests share."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 import msgspec
@@ -8,6 +9,7 @@ import numpy as np
 import orjson
 
 from extender.app import Parts, Server
+from extender.homes import REBUILD_LABEL
 from extender.memory import FixedModel, MemoryCluster
 from extender.outlook import unknown
 from extender.settings import EventSettings, Settings, TlsSettings
@@ -79,6 +81,15 @@ def node_json(name: str, cpu: str = "8", advertised: str | None = None) -> Json:
     return {"metadata": {"name": name}, "status": {"allocatable": amounts, "capacity": amounts}}
 
 
+def rebuilt_json(name: str, node: str | None = None) -> Json:
+    """A replica of one StatefulSet that asks to be rebuilt in place."""
+    pod = pod_json(name, cpu="1", node=node)
+    pod["metadata"]["labels"] = {REBUILD_LABEL: "true"}
+    owner = {"kind": "StatefulSet", "name": "db", "controller": True}
+    pod["metadata"]["ownerReferences"] = [owner]
+    return pod
+
+
 def as_pod(value: Json) -> Pod:
     """The struct of a pod's JSON."""
     return msgspec.convert(value, Pod)
@@ -98,6 +109,7 @@ class World:
         cpu: str = "8",
         usage: UsageSource | None = None,
         now: float = START,
+        learned_file: Path | None = None,
         **settings: Unpack[Choices],
     ) -> None:
         self.now = now
@@ -106,7 +118,9 @@ class World:
             self.cluster.put_node(as_node(node_json(name, cpu)))
         self.settings = Settings(policy=PLAIN, **settings)
         self.models = FixedModel(None)
-        parts = Parts(self.settings, lambda: self.now, self.cluster, usage, self.models)
+        parts = Parts(
+            self.settings, lambda: self.now, self.cluster, usage, self.models, learned_file
+        )
         self.server = Server(parts)
         self.state = self.server.state
 
