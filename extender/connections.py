@@ -32,8 +32,8 @@ _TOO_SLOW = (
 class Connections:
     """Makes the protocol of each new connection of an aiohttp server.
 
-    Beyond ``max_connections`` the connection that has waited for a request for longest is closed;
-    where all are at work, the new one is.
+    Beyond ``max_connections``, of those that have no whole request at work, the one that has said
+    nothing for longest is closed; where all have one, the new one is.
     """
 
     def __init__(self, server: web.Server, settings: Settings, telemetry: Telemetry) -> None:
@@ -53,7 +53,7 @@ class Connections:
         self._open[connection] = None
         if len(self._open) > self._limit:
             self.telemetry.crowded_out.inc()
-            next((each for each in self._open if each.waits), connection).force_close()
+            next((each for each in self._open if each.expendable), connection).force_close()
 
     def leave(self, connection: _Connection) -> None:
         """A connection is closed."""
@@ -66,7 +66,11 @@ class _Connection(web.RequestHandler):
     __slots__ = ("_answer", "_connections", "_head")
 
     def __init__(self, connections: Connections, server: web.Server) -> None:
-        options: dict[str, Any] = {"access_log": None, "keepalive_timeout": KEEPALIVE_SECONDS}
+        options: dict[str, Any] = {
+            "access_log": None,
+            "keepalive_timeout": KEEPALIVE_SECONDS,
+            "lingering_time": connections.head_seconds,  # for what is left of a refused body
+        }
         super().__init__(server, loop=asyncio.get_running_loop(), **options)
         self._connections = connections
         self._head = _Timer()
@@ -75,7 +79,13 @@ class _Connection(web.RequestHandler):
     @property
     def waits(self) -> bool:
         """Whether no request is at work: none was sent, or its head is not complete."""
-        return self._waiter is not None and not self._waiter.done()
+        return not self._request_count or (self._waiter is not None and not self._waiter.done())
+
+    @property
+    def expendable(self) -> bool:
+        """Whether nothing is lost by closing it: it has no whole request at work."""
+        request = self._current_request
+        return self.waits or (request is not None and not request.content.is_eof())
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)

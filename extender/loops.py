@@ -204,9 +204,9 @@ class Loops:
 
     async def _renew(self) -> None:
         await self._state.synced.wait()
-        while True:
-            self.renew()
+        while True:  # the pause comes first: without a forecast, all would be overdue
             await asyncio.sleep(_RENEW_SECONDS)
+            self.renew()
 
     async def _save_learned(self) -> None:
         while self._learned_file is not None:

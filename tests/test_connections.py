@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from urllib.parse import urlsplit
 
 import orjson
 import pytest
+import uvloop
 
 from extender import connections
-from tests.extender_world import args, pod_json
+from tests.extender_world import Json, args, as_pod, binding, pod_json
 from tests.http_world import Caller, serving
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -34,10 +36,10 @@ async def connect() -> AsyncIterator[Connect]:
     await asyncio.gather(*(writer.wait_closed() for writer in opened), return_exceptions=True)
 
 
-def request(name: str = "p") -> bytes:
-    """A whole filter request of an online pod."""
-    body = orjson.dumps(args(pod_json(name, cpu="1"), ["n1"]))
-    head = f"POST /v1/filter HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+def request(verb: str = "filter", content: Json | None = None) -> bytes:
+    """A whole request; a filter call of an online pod, unless said otherwise."""
+    body = orjson.dumps(content or args(pod_json("p", cpu="1"), ["n1"]))
+    head = f"POST /v1/{verb} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
     return head.encode() + body
 
 
@@ -73,6 +75,18 @@ async def test_a_head_that_never_ends_is_a_408_however_it_drips(connect: Connect
         dripping.cancel()
         assert caller.world.server.telemetry.bad_requests._value.get() == 1
         assert (await caller.filter(pod_json("p", 1)))["NodeNames"] == ["n1", "n2"]
+
+
+def test_a_caller_that_says_one_thing_at_once_and_then_nothing_is_bounded() -> None:
+    async def answers() -> None:
+        async with serving(request_seconds=0.3) as caller:
+            address = urlsplit(caller.url)
+            for said in (b"G", request()[:40], b"\r\n"):
+                with socket.create_connection((address.hostname, address.port)) as raw:
+                    raw.sendall(said)  # before the server, in this same event loop, accepts
+                    assert b" 408 " in await asyncio.to_thread(raw.recv, 4096)
+
+    uvloop.run(answers())  # production's event loop reads at once what has come with a connection
 
 
 async def test_a_slow_second_request_on_a_connection_is_bounded_too(connect: Connect) -> None:
@@ -122,17 +136,33 @@ async def test_a_thousand_connections_leave_room_for_calls(connect: Connect) -> 
 
 
 async def test_calls_at_work_are_not_cut_off_by_new_callers(connect: Connect) -> None:
-    async with serving(max_connections=8, request_seconds=30.0) as caller:
+    async with serving(max_connections=8) as caller:
+        cluster, all_there, go_on = caller.world.cluster, asyncio.Barrier(9), asyncio.Event()
+
+        async def bind(*_: str) -> None:
+            await all_there.wait()
+            await go_on.wait()
+
+        cluster.bind = bind  # type: ignore[method-assign,assignment]
         busy = [await connect(caller) for _ in range(8)]
-        whole = request()
-        for streams in busy:
-            streams[1].write(whole[:-1])  # the last byte of the body is on its way
-        await asyncio.sleep(0.1)
+        for number, streams in enumerate(busy):
+            pod = pod_json(f"p{number}", cpu="1")
+            cluster.put_pod(as_pod(pod))
+            streams[1].write(request("bind", binding(pod, "n1")))
+        await all_there.wait()
         late = await connect(caller)
         assert await is_closed(late)
+        go_on.set()
         for streams in busy:
-            streams[1].write(whole[-1:])
-            assert b" 200 " in await answered(streams)
+            assert await answered(streams) == b'HTTP/1.1 200 OK {"Error":""}'
+
+
+async def test_bodies_that_do_not_come_give_way_to_calls(connect: Connect) -> None:
+    async with serving(max_connections=8, request_seconds=30.0, drain_seconds=0.1) as caller:
+        for _ in range(8):
+            streams = await connect(caller)
+            streams[1].write(request()[:-1])
+        assert (await caller.filter(pod_json("p", 1)))["NodeNames"] == ["n1", "n2"]
 
 
 async def test_an_answer_that_nobody_reads_ends_the_connection(
