@@ -22,6 +22,9 @@ _SILENT_SECONDS = 90.0
 _MAX_LINE = 2**25
 """Bytes of one watch event at most; etcd keeps objects under 2 MB."""
 
+_LONGEST_WAIT = 60.0
+"""Seconds for which an API server is left alone at most, whatever it asks for."""
+
 _MAX_TEXT = 500
 
 _status = msgspec.json.Decoder(Status)
@@ -144,5 +147,5 @@ async def _refusal(answer: aiohttp.ClientResponse) -> ClusterError:
     return ClusterError(
         answer.status,
         (text or f"status {answer.status}")[:_MAX_TEXT],
-        float(wait) if wait.isascii() and wait.isdigit() else 0.0,
+        min(float(wait), _LONGEST_WAIT) if wait.isascii() and wait.isdigit() else 0.0,
     )
