@@ -133,7 +133,8 @@ class KubeApi:
         except TimeoutError as e:
             raise ClusterError(0, "the API server did not answer in time") from e
         except (aiohttp.ClientError, OSError) as e:
-            raise ClusterError(0, f"the API server cannot be reached: {e}"[:_MAX_TEXT]) from e
+            why = getattr(e, "strerror", None) or str(e) or type(e).__name__
+            raise ClusterError(0, f"the API server cannot be reached: {why}"[:_MAX_TEXT]) from e
 
 
 async def _refusal(answer: aiohttp.ClientResponse) -> ClusterError:

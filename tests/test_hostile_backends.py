@@ -185,6 +185,14 @@ async def test_what_prometheus_answers_wrong_is_one_sentence(
     assert "\n" not in str(raised.value)
 
 
+async def test_an_api_server_that_is_not_there_is_named_with_the_reason() -> None:
+    made = KubeApi(Identity("http://127.0.0.1:1"))
+    with pytest.raises(ClusterError, match=r"cannot be reached: .*onnect") as raised:
+        await made.call("GET", "/pods")
+    await made.close()
+    assert " object at " not in str(raised.value)
+
+
 async def test_a_prometheus_that_is_not_there_is_named_with_the_reason() -> None:
     source = PrometheusSource(PrometheusSettings(url="http://user:secret@127.0.0.1:1"))
     with pytest.raises(UsageError, match=r"127\.0\.0\.1 could not be asked: .*onnect") as raised:
