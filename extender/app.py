@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import sys
 import time
@@ -38,6 +39,9 @@ from models.usage_source import UsageSource
 _SWITCH_SECONDS = 0.0001
 """How long a thread that forecasts may keep the interpreter while a call waits for it. A call needs
 the interpreter two or three times, so this adds less than a third of a millisecond to it."""
+
+_OTHER_FILES = 64
+"""File descriptors that are needed beside those of callers: watches, binds, logs, certificates."""
 
 log = structlog.get_logger()
 
@@ -243,6 +247,12 @@ def serve(settings: Settings) -> None:
     Raises:
         ArchimedesError: it cannot start; the text says why.
     """
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if settings.max_connections + _OTHER_FILES > files:
+        raise SettingsError(
+            f"max_connections: {settings.max_connections} connections need more than the {files} "
+            "files that this process may open; lower it, or raise `ulimit -n`"
+        )
     configure_logs(settings.log_level)
     run(Server(production_parts(settings)))
 

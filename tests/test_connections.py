@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from urllib.parse import urlsplit
@@ -12,6 +13,9 @@ import pytest
 import uvloop
 
 from extender import connections
+from extender.app import serve
+from extender.settings import Settings
+from models.errors import SettingsError
 from tests.extender_world import Json, args, as_pod, binding, pod_json
 from tests.http_world import Caller, serving
 
@@ -179,3 +183,11 @@ async def test_an_answer_that_nobody_reads_ends_the_connection(
             await gone.wait()
         with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
             await streams[0].readexactly(2**30)
+
+
+def test_more_connections_than_files_that_may_be_open_are_refused_at_the_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (500, 1000))
+    with pytest.raises(SettingsError, match=r"^max_connections: 437 .* than the 500 files"):
+        serve(Settings(max_connections=437))
