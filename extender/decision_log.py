@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -123,6 +123,14 @@ class DecisionLog:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def encode_records(records: Sequence[Record]) -> bytes:
+    """A JSON array, one record at a time: in a thread it leaves the interpreter to others between.
+
+    Ten thousand of them are 29 MB, which in one piece would hold up every call for 80 ms.
+    """
+    return b"[" + b",".join(map(_encoder.encode, records)) + b"]"
 
 
 def read_log(path: Path) -> Iterator[Record]:

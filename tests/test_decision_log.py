@@ -13,6 +13,7 @@ from extender.decision_log import (
     DecisionLog,
     Preemption,
     Record,
+    encode_records,
     read_log,
 )
 
@@ -148,3 +149,9 @@ def test_flush_shows_what_is_buffered(tmp_path: Path) -> None:
     log.close()
     log.close()  # twice is harmless
     DecisionLog().flush()
+
+
+def test_records_are_encoded_one_by_one_as_they_are_together() -> None:
+    records: list[Record] = [decision("default/a"), binding("default/a"), preemption("default/b")]
+    for some in ([], records[:1], records):
+        assert encode_records(some) == msgspec.json.encode(some)
