@@ -145,6 +145,13 @@ class World:
         answer: Json = orjson.loads(self.server.calls.filter(body).body)
         return answer
 
+    def preempt(self, pod: Json, victims: Mapping[str, Sequence[str]]) -> Json:
+        """What preempt answers to UIDs by node, over the wire format."""
+        meta = {node: {"Pods": [{"UID": uid} for uid in uids]} for node, uids in victims.items()}
+        body = {"Pod": pod, "NodeNameToMetaVictims": meta}
+        answer: Json = orjson.loads(self.server.calls.preempt(orjson.dumps(body)))
+        return answer
+
     def prioritize(self, pod: Json, names: Sequence[str]) -> list[Json]:
         """What prioritize answers, without HTTP."""
         body = orjson.dumps(args(pod, names))

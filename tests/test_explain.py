@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 from typer.testing import CliRunner
 
@@ -251,15 +250,12 @@ async def test_why_a_pod_may_or_may_not_displace_others() -> None:
         await place(world, "p", 6000)
         pod = pod_json("q", 6000)
         world.filter(pod)
-        victims = {name: {"Pods": [{"UID": "uid-p"}]} for name in ("n1", "n2")}
-        body = {"Pod": pod, "NodeNameToMetaVictims": victims}
-        world.server.calls.preempt(msgspec.json.encode(body))
+        world.preempt(pod, {"n1": ["uid-p"], "n2": ["uid-p"]})
         said = await run("why", "q", "--url", url)
         assert "kube-scheduler proposed evictions on 2 nodes at" in said
         assert "they make room on 1: n1" in said
         assert "1     │ asks 6000m for 24 h, more than is reclaimable" in said
-        body["NodeNameToMetaVictims"] = {"n2": victims["n2"]}
-        world.server.calls.preempt(msgspec.json.encode(body))
+        world.preempt(pod, {"n2": ["uid-p"]})
         assert "none makes enough room" in await run("why", "q", "--url", url)
 
 
