@@ -1,8 +1,8 @@
 """Connections, bounded in number, and in the time that a caller may take.
 
 aiohttp bounds how large a request's head is, not how slowly it comes, nor how slowly an answer is
-read. A connection that waits for a request stays open for as long as its caller likes to keep it,
-unless others need its place.
+read. A connection on which nothing was begun stays open for five minutes, unless others need its
+place.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ class Connections:
         self._open[connection] = None
         if len(self._open) > self._limit:
             self.telemetry.crowded_out.inc()
-            next((each for each in self._open if each.expendable), connection).force_close()
+            least = next((each for each in self._open if each.expendable), connection)
+            del self._open[least]  # at once, as the event loop tells of its end only later
+            least.drop()
 
     def leave(self, connection: _Connection) -> None:
         """A connection is closed."""
@@ -86,6 +88,13 @@ class _Connection(web.RequestHandler):
         """Whether nothing is lost by closing it: it has no whole request at work."""
         request = self._current_request
         return self.waits or (request is not None and not request.content.is_eof())
+
+    def drop(self) -> None:
+        """Close it now, whether what was written has been read or not."""
+        transport = self.transport
+        self.force_close()
+        if transport is not None:
+            transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -121,8 +130,7 @@ class _Connection(web.RequestHandler):
 
     def _unread(self) -> None:
         self._connections.telemetry.disconnects.inc()
-        if self.transport is not None:
-            self.transport.abort()
+        self.drop()
 
 
 class _Timer:

@@ -139,6 +139,22 @@ async def test_a_thousand_connections_leave_room_for_calls(connect: Connect) -> 
         assert (await caller.filter(pod_json("p", 1)))["NodeNames"] == ["n1", "n2"]
 
 
+async def test_callers_that_come_all_at_once_are_no_more_than_the_limit(connect: Connect) -> None:
+    async with serving(max_connections=8) as caller:
+        crowd = await asyncio.gather(*(connect(caller) for _ in range(40)))
+        await caller.filter(pod_json("p", cpu="1"))  # all are accepted by now
+        closed = 0
+        for streams in crowd:
+            streams[1].write(request())
+        for streams in crowd:
+            try:
+                assert b" 200 " in await answered(streams)
+            except (ConnectionResetError, asyncio.IncompleteReadError):
+                closed += 1
+        assert closed == 40 - 7  # the eighth is that of the filter call
+        assert caller.world.server.telemetry.crowded_out._value.get() == closed
+
+
 async def test_calls_at_work_are_not_cut_off_by_new_callers(connect: Connect) -> None:
     async with serving(max_connections=8) as caller:
         cluster, all_there, go_on = caller.world.cluster, asyncio.Barrier(9), asyncio.Event()
