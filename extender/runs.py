@@ -50,6 +50,7 @@ class Runs:
 
     def __init__(self, record: Record | None = None) -> None:
         """``record``: what an earlier process had learned."""
+        self.added = 0
         self._runs: OrderedDict[str, tuple[Run, ...]] = OrderedDict(record or {})
         self._trim()
 
@@ -60,6 +61,7 @@ class Runs:
         """A pod of the workload has finished."""
         known = self._runs.get(workload, ())
         if run not in known:
+            self.added += 1
             self._runs[workload] = tuple(sorted((*known, run)))[-KEPT:]
             self._runs.move_to_end(workload)
             self._trim()

@@ -41,10 +41,14 @@ NO_MODEL = "none"
 
 
 class Basis(NamedTuple):
-    """A snapshot's id and the policy: what a decision rests on besides what is charged."""
+    """What a decision rests on besides what is charged.
+
+    A snapshot's id, the policy, and the count of runs from which durations are expected.
+    """
 
     snapshot: int
     policy: Policy
+    runs: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,7 +306,7 @@ class State:
     def basis(self, now: float) -> Basis:
         """What a decision of this moment rests on; equal as long as nothing but charges changes."""
         view = self._view(now)
-        return Basis(view.id + self._locks.of(view, now).changes, self.policy)
+        return Basis(view.id + self._locks.of(view, now).changes, self.policy, self.runs.added)
 
     def habit(self, pod: PodFacts, names: Sequence[str], snapshot: Snapshot) -> Habit:
         """What is known of a pod's workload; of the offered nodes it is given one that was left."""
