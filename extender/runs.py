@@ -50,7 +50,7 @@ class Runs:
 
     def __init__(self, record: Record | None = None) -> None:
         """``record``: what an earlier process had learned."""
-        self.added = 0
+        self.added = 0  # runs that were new since the start
         self._runs: OrderedDict[str, tuple[Run, ...]] = OrderedDict(record or {})
         self._trim()
 
