@@ -19,6 +19,7 @@ import polars as pl
 
 from models.arrays import Floats
 from models.classical import classical
+from models.errors import TraceError
 from models.generator import ClusterSpec, generate_trace
 from models.policy import Policy
 from models.shipped import shipped
@@ -61,12 +62,15 @@ def main() -> None:
     start: int | None = spec.start + LEARN
     traces = [free_to_move(generate_trace(replace(spec, seed=seed))) for seed in seeds]
     if given.trace is not None:
-        traces, start = [read_trace(given.trace)], None
+        try:
+            traces, start = [read_trace(given.trace)] * given.seeds, None
+        except TraceError as e:
+            parser.error(str(e))
     heading("candidates")
     for count in CANDIDATES:
         rows = [
             measure(trace, Policy(), options(seed, start, given.hours, count))
-            for trace, seed in zip(traces, seeds, strict=False)
+            for trace, seed in zip(traces, seeds, strict=True)
         ]
         line(str(count or "all"), np.mean(rows, axis=0))
     spec = replace(spec, night_share=0.5, tide=(0.6, 0.9))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import sys
 import time
@@ -19,6 +20,7 @@ from aiohttp import web
 
 from extender.binder import Binder
 from extender.calls import Calls
+from extender.connections import Connections
 from extender.decision_log import DecisionLog
 from extender.events import Events
 from extender.handlers import Pages, Verbs
@@ -34,12 +36,12 @@ from extender.tls import Gate
 from models.errors import ArchimedesError, SettingsError
 from models.usage_source import UsageSource
 
-_KEEPALIVE_SECONDS = 300.0
-"""kube-scheduler keeps idle connections for 90 s; closing first would cost it a failed call."""
-
 _SWITCH_SECONDS = 0.0001
 """How long a thread that forecasts may keep the interpreter while a call waits for it. A call needs
 the interpreter two or three times, so this adds less than a third of a millisecond to it."""
+
+_OTHER_FILES = 64
+"""File descriptors that are needed beside those of callers: watches, binds, logs, certificates."""
 
 log = structlog.get_logger()
 
@@ -48,8 +50,8 @@ log = structlog.get_logger()
 class Parts:
     """What a server is made of; a demo or a test brings its own.
 
-    usage: None where there is none; then nothing is promised. runs_file: where it is kept how long
-    workloads run, None for nowhere.
+    usage: None where there is none; then nothing is promised. learned_file: where it is kept what a
+    restart should not forget, None for nowhere.
     """
 
     settings: Settings
@@ -57,7 +59,7 @@ class Parts:
     cluster: Cluster
     usage: UsageSource | None
     models: ModelSource
-    runs_file: Path | None = None
+    learned_file: Path | None = None
     telemetry: Telemetry = field(default_factory=Telemetry)
 
 
@@ -90,7 +92,7 @@ class Server:
             self.binder,
             parts.cluster,
             parts.models,
-            parts.runs_file,
+            parts.learned_file,
             self.decisions,
             settings,
             clock,
@@ -98,7 +100,7 @@ class Server:
             np.random.default_rng(),
             self._other_loops(),
         )
-        self.loops.load_runs()
+        self.loops.load_learned()
 
     def app(self) -> web.Application:
         """The HTTP application."""
@@ -121,7 +123,7 @@ class Server:
     async def close(self) -> None:
         """Finish binds that are under way and close what is open."""
         await self.binder.drain()
-        self.loops.save_runs()
+        self.loops.save_learned()
         await self.parts.cluster.close()
         if self.parts.usage is not None:
             await self.parts.usage.close()
@@ -151,42 +153,44 @@ async def listening(server: Server) -> AsyncIterator[str]:
     Raises:
         ArchimedesError: the address cannot be listened on.
     """
-    settings = server.parts.settings
+    settings, tls = server.parts.settings, server.parts.settings.tls
     async with AsyncExitStack() as stack:
-        runner = await stack.enter_async_context(_running(server.app(), settings))
+        calls = await stack.enter_async_context(_connections(server, server.app()))
         if server.gate is None:
-            yield f"http://{await _listen(runner, settings.host, settings.port)}"
+            plain = _plain(calls, settings.host, settings.port)
+            yield f"http://{await stack.enter_async_context(plain)}"
             return
-        probes = await stack.enter_async_context(_running(server.probes(), settings))
-        tls = settings.tls
-        url = f"http://{await _listen(probes, tls.probe_host, tls.probe_port)}"
-        log.info("listening for probes", url=url)
+        probes = await stack.enter_async_context(_connections(server, server.probes()))
+        plain = _plain(probes, tls.probe_host, tls.probe_port)
+        log.info("listening for probes", url=f"http://{await stack.enter_async_context(plain)}")
         stack.callback(server.gate.close)
         with _address_named(settings.host, settings.port):
-            address = await server.gate.open(runner, settings.host, settings.port)
+            address = await server.gate.open(calls, settings.host, settings.port)
         yield f"https://{_joined(*address)}"
 
 
 @asynccontextmanager
-async def _running(app: web.Application, settings: Settings) -> AsyncIterator[web.AppRunner]:
-    runner = web.AppRunner(
-        app,
-        access_log=None,
-        keepalive_timeout=_KEEPALIVE_SECONDS,
-        shutdown_timeout=settings.drain_seconds,
-    )
+async def _connections(server: Server, app: web.Application) -> AsyncIterator[Connections]:
+    """What makes an application's connections; at the end, calls under way are waited for."""
+    settings = server.parts.settings
+    runner = web.AppRunner(app, shutdown_timeout=settings.drain_seconds)
     await runner.setup()
+    assert runner.server is not None  # noqa: S101 - it is set up
     try:
-        yield runner
+        yield Connections(runner.server, settings, server.telemetry)
     finally:
         await runner.cleanup()
 
 
-async def _listen(runner: web.AppRunner, host: str, port: int) -> str:
-    """Take plain connections; returns the address."""
+@asynccontextmanager
+async def _plain(connections: Connections, host: str, port: int) -> AsyncIterator[str]:
+    """Take connections without TLS for as long as the context lasts; gives the address."""
     with _address_named(host, port):
-        await web.TCPSite(runner, host, port).start()
-    return _joined(*runner.addresses[0][:2])
+        listener = await asyncio.get_running_loop().create_server(connections, host, port)
+    try:
+        yield _joined(*listener.sockets[0].getsockname()[:2])
+    finally:
+        listener.close()
 
 
 @contextmanager
@@ -232,7 +236,7 @@ def production_parts(settings: Settings) -> Parts:
             fallback=fallback_model(settings.policy),
             headers=mlflow_headers(os.environ),
         ),
-        runs_file=store / "runs.json",
+        learned_file=store / "learned.json",
         telemetry=telemetry,
     )
 
@@ -243,6 +247,12 @@ def serve(settings: Settings) -> None:
     Raises:
         ArchimedesError: it cannot start; the text says why.
     """
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if settings.max_connections + _OTHER_FILES > files:
+        raise SettingsError(
+            f"max_connections: {settings.max_connections} connections need more than the {files} "
+            "files that this process may open; lower it, or raise `ulimit -n`"
+        )
     configure_logs(settings.log_level)
     run(Server(production_parts(settings)))
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -12,18 +13,18 @@ import structlog
 
 from extender.ask import PodFacts
 from extender.decide import Verdicts, decide, explain, scores, to_wire_scores
-from extender.decision_log import Candidate, Decision, DecisionLog
+from extender.decision_log import MAX_NODES, Candidate, Decision, DecisionLog, Preemption
 from extender.events import Events
 from extender.ledger import Stage
 from extender.ports import Clock
-from extender.preemption import nodes_with_room
+from extender.preemption import rooms
 from extender.recorder import Recorder
 from extender.recording import Recorded
 from extender.settings import Settings
 from extender.snapshot import Reason, Snapshot
 from extender.state import Basis, State
 from extender.telemetry import Telemetry
-from extender.victims import decode_preemption, encode_preemption
+from extender.victims import Victims, decode_preemption, encode_preemption
 from extender.wire import (
     Offer,
     decode_args,
@@ -153,13 +154,41 @@ class Calls:
         """
         proposal = decode_preemption(body)
         pod = self._state.facts(proposal.pod)
-        if pod.offline and (pod.problem or not self._state.ready):
-            return encode_preemption({})
         snapshot = self._state.snapshot(self._clock(), without=pod.uid)
-        uids = {name: set(of.uids) - {pod.uid} for name, of in proposal.victims.items()}
-        ledger, policy = self._state.ledger, self._state.policy
-        kept = nodes_with_room(snapshot, pod.ask, policy, uids, ledger.get)
-        return encode_preemption({name: proposal.victims[name] for name in kept})
+        refused = self._without_room(pod, proposal.victims, snapshot)
+        kept = {name: of for name, of in proposal.victims.items() if name not in refused}
+        self._log.append(
+            Preemption(
+                time=snapshot.time,
+                pod=pod.key,
+                uid=pod.uid,
+                offline=pod.offline,
+                millicpu=pod.ask.millicpu,
+                horizon_hours=HORIZONS[pod.ask.horizon],
+                snapshot=snapshot.id,
+                model_version=snapshot.model_version,
+                proposed=len(proposal.victims),
+                kept=len(kept),
+                nodes=tuple(islice(kept, MAX_NODES)),
+                rejected=_tally(refused),
+            )
+        )
+        return encode_preemption(kept)
+
+    def _without_room(
+        self, pod: PodFacts, victims: Mapping[str, Victims], snapshot: Snapshot
+    ) -> dict[str, str]:
+        """Failure texts of the proposed nodes that have no room even without their victims."""
+        if pod.offline and (pod.problem or not self._state.ready):
+            return dict.fromkeys(victims, pod.problem or NOT_READY)
+        policy = self._state.policy
+        uids = {name: set(of.uids) - {pod.uid} for name, of in victims.items()}
+        reasons = rooms(snapshot, pod.ask, policy, uids, self._state.ledger.get)
+        return {
+            name: explain(reason, pod.ask, policy)
+            for name, reason in reasons.items()
+            if reason is not Reason.FITS
+        }
 
     def _decided(self, sent: Pod, names: list[str]) -> Latest | None:
         """The newest decision where it is the answer for this pod and these nodes, too."""

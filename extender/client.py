@@ -42,8 +42,9 @@ class Extender:
             async with aiohttp.ClientSession(timeout=_SECONDS) as session:
                 return [await self._get(session, path, tls) for path in paths]
         except (aiohttp.ClientError, OSError) as e:
+            why = getattr(e, "strerror", None) or str(e) or type(e).__name__
             raise ArchimedesError(
-                f"the extender at {self.url} cannot be reached: {e or type(e).__name__}; "
+                f"the extender at {self.url} cannot be reached: {why}; "
                 "set --url, and for https --ca-file, --cert-file and --key-file"
             ) from e
 

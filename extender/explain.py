@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from extender.ask import DURATION_ANNOTATION
-from extender.decision_log import Binding, Candidate, Decision, Record
+from extender.decision_log import Binding, Candidate, Decision, Preemption, Record
 
 
 class HorizonView(msgspec.Struct, frozen=True):
@@ -39,7 +39,8 @@ class Explanation(msgspec.Struct, frozen=True):
 
     rejected: nodes by failure text. ranked_out: nodes that fit, but enough better ones did too.
     decisions: how many are remembered. node: where it was bound, or empty. bind_error: why the last
-    bind failed, or empty. would_help: what would have to change, where no node could take it.
+    bind failed, or empty. preemption: the newest answer about whom it might displace, if it was
+    asked for. would_help: what would have to change, where no node could take it.
     """
 
     pod: str
@@ -57,6 +58,7 @@ class Explanation(msgspec.Struct, frozen=True):
     candidates: tuple[Candidate, ...]
     node: str
     bind_error: str
+    preemption: Preemption | None
     would_help: tuple[str, ...]
 
 
@@ -69,9 +71,13 @@ def explanation(records: Sequence[Record], nodes: Sequence[NodeView]) -> Explana
     """
     own = [record for record in records if record.uid == records[0].uid]
     decisions = [record for record in own if isinstance(record, Decision)]
-    if not decisions:
+    preemption = next((record for record in own if isinstance(record, Preemption)), None)
+    if decisions:
+        last = decisions[0]
+    elif preemption is not None:
+        last = _unfiltered(preemption)
+    else:
         return None
-    last = decisions[0]
     bindings = [record for record in own if isinstance(record, Binding)]
     bound = next((binding for binding in bindings if not binding.error), None)
     error = bindings[0].error if bindings and bound is None else ""
@@ -92,7 +98,25 @@ def explanation(records: Sequence[Record], nodes: Sequence[NodeView]) -> Explana
         candidates=tuple(sorted(last.candidates, key=lambda c: -c.score)),
         node=bound.node if bound is not None else "",
         bind_error=error,
+        preemption=preemption,
         would_help=tuple(_would_help(last, nodes)) if waits else (),
+    )
+
+
+def _unfiltered(preemption: Preemption) -> Decision:
+    """What a preempt call says of a pod whose filter calls are not remembered."""
+    return Decision(
+        time=preemption.time,
+        pod=preemption.pod,
+        uid=preemption.uid,
+        offline=preemption.offline,
+        millicpu=preemption.millicpu,
+        horizon_hours=preemption.horizon_hours,
+        snapshot=preemption.snapshot,
+        model_version=preemption.model_version,
+        offered=0,
+        candidates=(),
+        rejected={},
     )
 
 

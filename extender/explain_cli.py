@@ -14,6 +14,7 @@ from models.errors import ArchimedesError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from extender.decision_log import Preemption
     from extender.explain import Explanation, NodeView
 
 Url = Annotated[str, typer.Option("--url", help="Where the extender listens.")]
@@ -134,9 +135,21 @@ def _print_explanation(found: Explanation) -> None:
     )
     if len(found.candidates) > _SHOWN:
         console.print(f"... and {len(found.candidates) - _SHOWN} more; --json shows them")
+    if found.preemption is not None:
+        _print_preemption(found.preemption)
     console.print(_outcome(found))
     for text in found.would_help:
         console.print(f"  - {text}")
+
+
+def _print_preemption(asked: Preemption) -> None:
+    more = asked.kept - len(asked.nodes)
+    named = ", ".join(asked.nodes) + (f" and {more} more" if more else "")
+    _console().print(
+        f"kube-scheduler proposed evictions on {asked.proposed} nodes at {_utc(asked.time)}: "
+        + (f"they make room on {asked.kept}: {named}" if named else "none makes enough room")
+    )
+    _print_table(["nodes", "no room even then, because"], _texts(asked.rejected))
 
 
 def _outcome(found: Explanation) -> str:

@@ -6,8 +6,10 @@ Image layers and local data are still there. Each node that was left is given to
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+
+import msgspec
+from msgspec.structs import replace
 
 REBUILD_LABEL = "archimedes.dev/rebuild-in-place"
 """A pod labelled "true" prefers a node that a pod of its workload has left."""
@@ -22,8 +24,7 @@ _NODES = 64
 """Nodes that are remembered of a workload, those that were left last."""
 
 
-@dataclass(slots=True)
-class _Left:
+class Left(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A node that a pod left, until when it is remembered, and the UID of its successor if any."""
 
     node: str
@@ -31,20 +32,21 @@ class _Left:
     successor: str = ""
 
 
+Record = Mapping[str, tuple[Left, ...]]
+
+
 class Homes:
     """Per workload, the nodes that its pods ran on until lately; bounded."""
 
-    def __init__(self) -> None:
-        self._left: OrderedDict[str, list[_Left]] = OrderedDict()
+    def __init__(self, record: Record | None = None) -> None:
+        """``record``: what an earlier process remembered."""
+        self._left: OrderedDict[str, tuple[Left, ...]] = OrderedDict(record or {})
 
     def leave(self, workload: str, uid: str, node: str, now: float) -> None:
         """A pod is gone from a node; what it had claimed itself is free for others."""
-        places = [left for left in self._left.pop(workload, []) if left.until > now]
-        for left in places:
-            if left.successor == uid:
-                left.successor = ""
-        self._left[workload] = [*places, _Left(node, now + _SECONDS)][-_NODES:]
-        if len(self._left) > _WORKLOADS:
+        places = _give(_remembered(self._left.pop(workload, ()), now), uid, None)
+        self._left[workload] = (*places, Left(node, now + _SECONDS))[-_NODES:]
+        while len(self._left) > _WORKLOADS:
             self._left.popitem(last=False)
 
     def claim(self, workload: str, uid: str, offered: Callable[[str], bool], now: float) -> str:
@@ -52,16 +54,14 @@ class Homes:
 
         A pod that asks again keeps its node as long as it is offered.
         """
-        places = [left for left in self._left.get(workload, ()) if left.until > now]
+        places = _remembered(self._left.get(workload, ()), now)
         own = next((left for left in places if left.successor == uid), None)
         if own is not None and offered(own.node):
             return own.node
         # The one that was left last knows most; those claimed by others are theirs.
         for left in reversed(places):
             if not left.successor and offered(left.node):
-                if own is not None:
-                    own.successor = ""
-                left.successor = uid
+                self._left[workload] = _give(places, uid, left)
                 return left.node
         return ""
 
@@ -73,13 +73,29 @@ class Homes:
         taken = next(
             (left for left in places if left.node == node and left.successor in ("", uid)), None
         )
-        if taken is not None:
-            places.remove(taken)
-        for left in places:
-            if left.successor == uid:
-                left.successor = ""
-        if not places:
+        rest = _give((left for left in places if left is not taken), uid, None)
+        if rest:
+            self._left[workload] = rest
+        else:
             del self._left[workload]
+
+    def record(self) -> Record:
+        """Everything, as it is now; what comes later does not change it."""
+        return dict(self._left)
 
     def __len__(self) -> int:
         return sum(map(len, self._left.values()))
+
+
+def _remembered(places: tuple[Left, ...], now: float) -> tuple[Left, ...]:
+    return tuple(left for left in places if left.until > now)
+
+
+def _give(places: Iterable[Left], uid: str, chosen: Left | None) -> tuple[Left, ...]:
+    """The places, of which the successor has the chosen one and no other."""
+    return tuple(
+        replace(left, successor=uid if left is chosen else "")
+        if left is chosen or left.successor == uid
+        else left
+        for left in places
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -135,13 +136,14 @@ def describe_node(state: State, name: str, now: float) -> NodeDetails | None:
 def health(state: State, status: ModelStatus, now: float) -> Health:
     """Whether every promise is known and the server is not stopping, and the figures behind it."""
     ready = state.ready and not state.draining
+    silence = state.silence(now)
     blocked = _blocked(state.snapshot(now))
     lines = [
         f"[{'+' if state.ready else '-'}] nodes, pods and locks listed, ledger rebuilt",
         *(f"[-] not listed yet: {kind}" for kind in state.unlisted),
         f"[{'-' if state.draining else '+'}] not draining",
         *(f"[ ] {name}: {count}" for name, count in state.counts.items()),
-        f"[ ] API server last heard: {state.silence(now):.0f} s ago",
+        f"[ ] API server last heard: {f'{silence:.0f} s ago' if silence < math.inf else 'never'}",
         f"[ ] model: {state.model_version} ({status.source})",
         *([f"[ ] model is not the champion: {status.reason}"] if status.reason else []),
         *(f"[ ] nodes blocked, {reason}: {count}" for reason, count in blocked.items() if count),

@@ -22,6 +22,9 @@ _SILENT_SECONDS = 90.0
 _MAX_LINE = 2**25
 """Bytes of one watch event at most; etcd keeps objects under 2 MB."""
 
+_LONGEST_WAIT = 60.0
+"""Seconds for which an API server is left alone at most, whatever it asks for."""
+
 _MAX_TEXT = 500
 
 _status = msgspec.json.Decoder(Status)
@@ -130,7 +133,8 @@ class KubeApi:
         except TimeoutError as e:
             raise ClusterError(0, "the API server did not answer in time") from e
         except (aiohttp.ClientError, OSError) as e:
-            raise ClusterError(0, f"the API server cannot be reached: {e}"[:_MAX_TEXT]) from e
+            why = getattr(e, "strerror", None) or str(e) or type(e).__name__
+            raise ClusterError(0, f"the API server cannot be reached: {why}"[:_MAX_TEXT]) from e
 
 
 async def _refusal(answer: aiohttp.ClientResponse) -> ClusterError:
@@ -144,5 +148,5 @@ async def _refusal(answer: aiohttp.ClientResponse) -> ClusterError:
     return ClusterError(
         answer.status,
         (text or f"status {answer.status}")[:_MAX_TEXT],
-        float(wait) if wait.isascii() and wait.isdigit() else 0.0,
+        min(float(wait), _LONGEST_WAIT) if wait.isascii() and wait.isdigit() else 0.0,
     )

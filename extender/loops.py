@@ -14,10 +14,10 @@ import structlog
 from extender.binder import Binder
 from extender.decision_log import DecisionLog
 from extender.lag import probe_lag
+from extender.learned import Learned, load_learned, save_learned
 from extender.ports import Clock, Cluster, ClusterError, ModelSource
 from extender.reflector import Backoff
 from extender.refresh import Refresher
-from extender.runs import Record, Runs, load_runs, save_runs
 from extender.settings import Settings
 from extender.state import State
 from extender.telemetry import Telemetry
@@ -54,7 +54,7 @@ class Loops:
         binder: Binder,
         cluster: Cluster,
         models: ModelSource,
-        runs_file: Path | None,
+        learned_file: Path | None,
         decisions: DecisionLog,
         settings: Settings,
         clock: Clock,
@@ -68,7 +68,7 @@ class Loops:
         self._binder = binder
         self._cluster = cluster
         self._models = models
-        self._runs_file = runs_file
+        self._learned_file = learned_file
         self._decisions = decisions
         self._settings = settings
         self._clock = clock
@@ -88,7 +88,7 @@ class Loops:
                 self._tick,
                 self._chase,
                 self._renew,
-                self._save_runs,
+                self._save_learned,
                 self._advertise,
                 self._lag,
             ):
@@ -127,20 +127,22 @@ class Loops:
                 )
         self._overdue = frozenset(entry.uid for entry in found.overdue)
 
-    def load_runs(self) -> None:
-        """Take over what an earlier process knew of how long workloads run, where it was kept."""
-        if self._runs_file is None:
+    def load_learned(self) -> None:
+        """Take over what an earlier process had learned, where it was kept."""
+        if self._learned_file is None:
             return
         try:
-            self._state.runs = Runs(load_runs(self._runs_file))
+            self._state.learn(load_learned(self._learned_file))
         except (OSError, ValueError) as e:
-            self._telemetry.runs_file_errors.inc()
-            log.warning("file of runs ignored", path=str(self._runs_file), error=str(e))
+            self._telemetry.learned_file_errors.inc()
+            log.warning(
+                "file of what was learned ignored", path=str(self._learned_file), error=str(e)
+            )
 
-    def save_runs(self) -> None:
-        """Keep what is known of how long workloads run, for the next process."""
-        if self._runs_file is not None:
-            self._write_runs(self._state.runs.record(), self._runs_file)
+    def save_learned(self) -> None:
+        """Keep what was learned for the next process."""
+        if self._learned_file is not None:
+            self._write_learned(self._state.learned(), self._learned_file)
 
     async def advertise(self) -> None:
         """Write the resource into the status of nodes that lack it."""
@@ -202,23 +204,22 @@ class Loops:
 
     async def _renew(self) -> None:
         await self._state.synced.wait()
-        while True:
-            self.renew()
+        while True:  # the pause comes first: without a forecast, all would be overdue
             await asyncio.sleep(_RENEW_SECONDS)
+            self.renew()
 
-    async def _save_runs(self) -> None:
-        while self._runs_file is not None:
+    async def _save_learned(self) -> None:
+        while self._learned_file is not None:
             await asyncio.sleep(_SAVE_SECONDS)
-            record = self._state.runs.record()
-            await asyncio.to_thread(self._write_runs, record, self._runs_file)
+            await asyncio.to_thread(self._write_learned, self._state.learned(), self._learned_file)
         await asyncio.Event().wait()
 
-    def _write_runs(self, record: Record, path: Path) -> None:
+    def _write_learned(self, learned: Learned, path: Path) -> None:
         try:
-            save_runs(record, path)
+            save_learned(learned, path)
         except OSError as e:
-            self._telemetry.runs_file_errors.inc()
-            log.warning("file of runs not written", path=str(path), error=str(e))
+            self._telemetry.learned_file_errors.inc()
+            log.warning("file of what was learned not written", path=str(path), error=str(e))
 
     async def _advertise(self) -> None:
         while True:

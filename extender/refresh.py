@@ -38,6 +38,7 @@ class Refresher:
     ) -> None:
         """``recorder``: None where nobody wants to know later what was forecast."""
         self._state = state
+        self._asks = source is not None
         self._store = UsageStore()
         self._reader = UsageReader(source, self._store, settings.prometheus)
         self._fallback = settings.policy
@@ -70,6 +71,11 @@ class Refresher:
             pods = await asyncio.to_thread(_online, self._state.capture().pods)
             try:
                 await self._reader.catch_up(self._clock(), pods)
+                if self._asks and pods and self._store.fresh < 0:
+                    log.warning(
+                        "the usage query returns no pod: look at prometheus.query and "
+                        "cluster_label, and at the labels namespace and pod"
+                    )
             except UsageError as e:
                 self._telemetry.usage_errors.inc()
                 log.warning("usage cannot be read", error=str(e), newest=self._store.time)

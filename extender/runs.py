@@ -9,10 +9,8 @@ before that, still running. So runs are learned from a watch of their own, on su
 from __future__ import annotations
 
 import math
-import os
 from collections import OrderedDict
 from collections.abc import Mapping
-from pathlib import Path
 
 import msgspec
 
@@ -45,7 +43,6 @@ class Run(msgspec.Struct, frozen=True, order=True, array_like=True, gc=False):
 
 
 Record = Mapping[str, tuple[Run, ...]]
-_decoder = msgspec.json.Decoder(dict[str, tuple[Run, ...]])
 
 
 class Runs:
@@ -53,6 +50,7 @@ class Runs:
 
     def __init__(self, record: Record | None = None) -> None:
         """``record``: what an earlier process had learned."""
+        self.added = 0  # runs that were new since the start
         self._runs: OrderedDict[str, tuple[Run, ...]] = OrderedDict(record or {})
         self._trim()
 
@@ -63,6 +61,7 @@ class Runs:
         """A pod of the workload has finished."""
         known = self._runs.get(workload, ())
         if run not in known:
+            self.added += 1
             self._runs[workload] = tuple(sorted((*known, run)))[-KEPT:]
             self._runs.move_to_end(workload)
             self._trim()
@@ -103,30 +102,3 @@ def finished_run(pod: FinishedPod, resource: str) -> tuple[str, Run] | None:
     if not 0 <= seconds < math.inf:  # NaN where neither time is known
         return None
     return workload_of(metadata), Run(end, seconds)
-
-
-def load_runs(path: Path) -> Record:
-    """What an earlier process saved; empty where there is nothing.
-
-    Raises:
-        OSError, ValueError: the file cannot be read, or is not such a record.
-    """
-    try:
-        return _decoder.decode(path.read_bytes())
-    except FileNotFoundError:
-        return {}
-
-
-def save_runs(record: Record, path: Path) -> None:
-    """Write a record, whole or not at all.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        file.write(msgspec.json.encode(record))
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)

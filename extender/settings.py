@@ -8,6 +8,7 @@ import ipaddress
 import re
 import textwrap
 from collections.abc import Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -131,7 +132,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     so that it hears the reason."""
 
     request_seconds: Annotated[float, Meta(gt=0, le=60)] = 2.5
-    """Seconds in which a request's body must have arrived; below kube-scheduler's httpTimeout."""
+    """Seconds in which a request's head must have arrived from its first byte on, and then its
+    body; below kube-scheduler's httpTimeout."""
+
+    max_connections: Annotated[int, Meta(ge=8, le=100_000)] = 512
+    """Connections that are open at once; beyond, the one that has been idle for longest is closed.
+    kube-scheduler needs one for each bind under way; each takes a file descriptor."""
 
     max_body_bytes: Annotated[int, Meta(ge=2**21, le=2**30)] = 2**25
     """Largest request in bytes. 32 MiB hold 10,000 names a hundred times over, and the whole Node
@@ -199,7 +205,7 @@ def load_settings(path: Path | None) -> Settings:
     if path is None:
         return Settings()
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _OnceLoader)  # noqa: S506 - it is safe
     except (OSError, UnicodeDecodeError) as e:
         raise SettingsError(f"settings file {path} cannot be read: {e}") from e
     except yaml.YAMLError as e:
@@ -249,9 +255,31 @@ def _sentence(problem: str) -> str:
     text, _, path = problem.partition(" - at `$")
     where = path.strip("`").removeprefix(".").removesuffix("[...]")
     if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", text):
-        return f"there is no setting {'.'.join(filter(None, (where, unknown[1])))}"
+        name = ".".join(filter(None, (where, unknown[1])))
+        like = get_close_matches(name, _names(Settings(), ""), 1)
+        return f"there is no setting {name}" + "".join(f"; did you mean {each}?" for each in like)
     text = text.replace("`", "").replace("object", "a mapping", 1)
     return f"{where or 'the file'}: {text[:1].lower()}{text[1:]}"
+
+
+def _names(settings: msgspec.Struct, prefix: str) -> Iterator[str]:
+    for name in documented(type(settings)):
+        yield prefix + name
+        if isinstance(value := getattr(settings, name), msgspec.Struct):
+            yield from _names(value, f"{prefix}{name}.")
+
+
+class _OnceLoader(yaml.SafeLoader):
+    """YAML in which each key of a mapping stands once: of two, one would be ignored."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
+        keys = [key.value for key, _ in node.value]
+        for key, _ in node.value:
+            if keys.count(key.value) > 1:
+                raise yaml.MarkedYAMLError(
+                    problem=f"{key.value} stands there twice", problem_mark=key.start_mark
+                )
+        return super().construct_mapping(node, deep)
 
 
 def _problems(settings: Settings) -> Iterator[str]:

@@ -18,6 +18,7 @@ import numpy as np
 from extender.ask import PodFacts, pod_facts
 from extender.decide import Habit
 from extender.homes import Homes
+from extender.learned import Learned
 from extender.ledger import Entry, Ledger, Stage
 from extender.locks import Lock
 from extender.nodes import NodeTable, View, node_facts
@@ -40,10 +41,14 @@ NO_MODEL = "none"
 
 
 class Basis(NamedTuple):
-    """A snapshot's id and the policy: what a decision rests on besides what is charged."""
+    """What a decision rests on besides what is charged.
+
+    A snapshot's id, the policy, and the count of runs from which durations are expected.
+    """
 
     snapshot: int
     policy: Policy
+    runs: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +181,14 @@ class State:
         """Nodes whose status does not advertise their ceiling, with that ceiling."""
         return self._nodes.unadvertised() if self._settings.advertise else {}
 
+    def learn(self, learned: Learned) -> None:
+        """Take over what an earlier process had learned."""
+        self.runs, self._homes = Runs(learned.runs), Homes(learned.homes)
+
+    def learned(self) -> Learned:
+        """What the next process could not learn at once."""
+        return Learned(runs=self.runs.record(), homes=self._homes.record())
+
     # What the refresh computes
 
     def capture(self) -> Capture:
@@ -293,7 +306,7 @@ class State:
     def basis(self, now: float) -> Basis:
         """What a decision of this moment rests on; equal as long as nothing but charges changes."""
         view = self._view(now)
-        return Basis(view.id + self._locks.of(view, now).changes, self.policy)
+        return Basis(view.id + self._locks.of(view, now).changes, self.policy, self.runs.added)
 
     def habit(self, pod: PodFacts, names: Sequence[str], snapshot: Snapshot) -> Habit:
         """What is known of a pod's workload; of the offered nodes it is given one that was left."""
@@ -364,7 +377,7 @@ class State:
         if new.node:
             if old is None or not old.node:
                 self._locks.moved(new, 1)
-            self._homes.settle(new.workload, new.uid, new.node)
+                self._homes.settle(new.workload, new.uid, new.node)
             self._pods_on.setdefault(new.node, {})[new.uid] = new
             row = self._nodes.row(new.node)
             if row is not None:

@@ -44,6 +44,9 @@ class Telemetry:
         self.bad_requests = self._counter(
             "archimedes_bad_requests", "Requests that are not what the protocol says."
         )
+        self.crowded_out = self._counter(
+            "archimedes_crowded_out", "Connections that were closed because too many were open."
+        )
         self.bad_annotations = self._counter(
             "archimedes_bad_annotations", "Filtered pods with a malformed annotation.", ["name"]
         )
@@ -89,9 +92,9 @@ class Telemetry:
         self.workloads_timed = self._gauge(
             "archimedes_workloads_timed", "Offline workloads of which finished runs are known."
         )
-        self.runs_file_errors = self._counter(
-            "archimedes_runs_file_errors",
-            "Failures to read or write the file of runs; durations are learned anew meanwhile.",
+        self.learned_file_errors = self._counter(
+            "archimedes_learned_file_errors",
+            "Failures to read or write the file of what was learned; it is learned anew meanwhile.",
         )
         self.unrecorded = self._counter(
             "archimedes_recording_dropped",

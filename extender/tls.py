@@ -17,6 +17,7 @@ import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from extender.connections import Connections
 from extender.settings import TlsSettings
 from extender.telemetry import Telemetry
 from models.errors import SettingsError
@@ -37,21 +38,19 @@ class Gate:
         self._digest = _digest(settings)
         self._context = load_context(settings)
         self._problem = ""
-        self._protocols: web.Server | None = None
+        self._connections: Connections | None = None
         self._servers: list[asyncio.Server] = []
 
-    async def open(self, runner: web.AppRunner, host: str, port: int) -> tuple[str, int]:
-        """Listen for a runner that is set up; returns the address. Raises OSError."""
-        protocols = runner.server
-        assert protocols is not None  # noqa: S101 - it is set up
+    async def open(self, connections: Connections, host: str, port: int) -> tuple[str, int]:
+        """Take connections; returns the address. Raises OSError."""
         server = await asyncio.get_running_loop().create_server(
-            protocols,
+            connections,
             host,
             port,
             ssl=self._context,
             ssl_handshake_timeout=_HANDSHAKE_SECONDS,
         )
-        self._protocols, self._servers = protocols, [server]
+        self._connections, self._servers = connections, [server]
         address: tuple[str, int] = self._servers[0].sockets[0].getsockname()[:2]
         return address
 
@@ -91,11 +90,11 @@ class Gate:
     async def _renew(self, context: ssl.SSLContext) -> None:
         """New listeners on the same sockets, then no old ones: nobody waits at a closed door."""
         self._context = context
-        if self._protocols is not None:
+        if self._connections is not None:
             loop, old = asyncio.get_running_loop(), self._servers
             self._servers = [
                 await loop.create_server(
-                    self._protocols,
+                    self._connections,
                     sock=_shared(listening),
                     ssl=context,
                     ssl_handshake_timeout=_HANDSHAKE_SECONDS,

@@ -146,7 +146,8 @@ class PrometheusSource:
                 f"{self._server} did not answer within {self._settings.timeout_seconds:g} s"
             ) from e
         except (aiohttp.ClientError, OSError, ValueError) as e:
-            raise UsageError(f"{self._server} could not be asked: {type(e).__name__}") from e
+            why = getattr(e, "strerror", None) or type(e).__name__
+            raise UsageError(f"{self._server} could not be asked: {why}") from e
 
     async def _post(self, form: dict[str, str]) -> tuple[int, bytearray]:
         if self._session is None:
@@ -163,7 +164,10 @@ class PrometheusSource:
             async for part in answer.content.iter_any():
                 body += part
                 if len(body) > MAX_ANSWER:
-                    raise ValueError("the answer is too large")
+                    raise UsageError(
+                        f"{self._server} answers with more than {MAX_ANSWER >> 20} MiB; "
+                        "narrow the query to what is needed of it"
+                    )
             return answer.status, body
 
     def _parse(self, status: int, body: bytearray) -> Iterator[list[Series]]:

@@ -1,6 +1,7 @@
 """A small cluster in memory with an extender beside it: what the server's tests share."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 import msgspec
@@ -8,6 +9,7 @@ import numpy as np
 import orjson
 
 from extender.app import Parts, Server
+from extender.homes import REBUILD_LABEL
 from extender.memory import FixedModel, MemoryCluster
 from extender.outlook import unknown
 from extender.settings import EventSettings, Settings, TlsSettings
@@ -32,6 +34,7 @@ class Choices(TypedDict, total=False):
     bind_seconds: float
     request_seconds: float
     max_body_bytes: int
+    max_connections: int
     watch_max_age: float
     advertise: bool
     advertise_share: float
@@ -78,6 +81,15 @@ def node_json(name: str, cpu: str = "8", advertised: str | None = None) -> Json:
     return {"metadata": {"name": name}, "status": {"allocatable": amounts, "capacity": amounts}}
 
 
+def rebuilt_json(name: str, node: str | None = None) -> Json:
+    """A replica of one StatefulSet that asks to be rebuilt in place."""
+    pod = pod_json(name, cpu="1", node=node)
+    pod["metadata"]["labels"] = {REBUILD_LABEL: "true"}
+    owner = {"kind": "StatefulSet", "name": "db", "controller": True}
+    pod["metadata"]["ownerReferences"] = [owner]
+    return pod
+
+
 def as_pod(value: Json) -> Pod:
     """The struct of a pod's JSON."""
     return msgspec.convert(value, Pod)
@@ -97,6 +109,7 @@ class World:
         cpu: str = "8",
         usage: UsageSource | None = None,
         now: float = START,
+        learned_file: Path | None = None,
         **settings: Unpack[Choices],
     ) -> None:
         self.now = now
@@ -105,7 +118,9 @@ class World:
             self.cluster.put_node(as_node(node_json(name, cpu)))
         self.settings = Settings(policy=PLAIN, **settings)
         self.models = FixedModel(None)
-        parts = Parts(self.settings, lambda: self.now, self.cluster, usage, self.models)
+        parts = Parts(
+            self.settings, lambda: self.now, self.cluster, usage, self.models, learned_file
+        )
         self.server = Server(parts)
         self.state = self.server.state
 
@@ -128,6 +143,13 @@ class World:
         """What filter answers, without HTTP."""
         body = orjson.dumps(args(pod, list(self.cluster.nodes) if names is None else names))
         answer: Json = orjson.loads(self.server.calls.filter(body).body)
+        return answer
+
+    def preempt(self, pod: Json, victims: Mapping[str, Sequence[str]]) -> Json:
+        """What preempt answers to UIDs by node, over the wire format."""
+        meta = {node: {"Pods": [{"UID": uid} for uid in uids]} for node, uids in victims.items()}
+        body = {"Pod": pod, "NodeNameToMetaVictims": meta}
+        answer: Json = orjson.loads(self.server.calls.preempt(orjson.dumps(body)))
         return answer
 
     def prioritize(self, pod: Json, names: Sequence[str]) -> list[Json]:

@@ -73,6 +73,12 @@ class Caller:
         kept: Json = answer["NodeNameToMetaVictims"]
         return kept
 
+    async def shown(self, node: str) -> int:
+        """Millicores that /v1/nodes shows as charged on a node."""
+        async with self.session.get(f"{self.url}/v1/nodes/{node}") as response:
+            promises = (await response.json())["promises"]
+        return sum(promise["millicpu"] for promise in promises)
+
     def promised(self) -> int:
         """Millicores charged on all nodes."""
         return int(self.world.state.snapshot(self.world.now).promised.sum())

@@ -6,7 +6,16 @@ import msgspec
 import pytest
 
 from extender import decision_log
-from extender.decision_log import Binding, Candidate, Decision, DecisionLog, Record, read_log
+from extender.decision_log import (
+    Binding,
+    Candidate,
+    Decision,
+    DecisionLog,
+    Preemption,
+    Record,
+    encode_records,
+    read_log,
+)
 
 
 def decision(pod: str, time: float = 1.0) -> Decision:
@@ -40,6 +49,24 @@ def binding(pod: str, error: str = "") -> Binding:
     )
 
 
+def preemption(pod: str) -> Preemption:
+    """A preempt call of a pod."""
+    return Preemption(
+        time=3.0,
+        pod=pod,
+        uid=f"uid-{pod}",
+        offline=True,
+        millicpu=1500,
+        horizon_hours=6,
+        snapshot=3,
+        model_version="7",
+        proposed=2,
+        kept=1,
+        nodes=("n1",),
+        rejected={"asks 1500m for 6 h, more than is reclaimable": 1},
+    )
+
+
 def test_the_newest_come_first_and_by_pod() -> None:
     log = DecisionLog()
     records: list[Record] = [decision("default/a"), decision("default/b"), binding("default/a")]
@@ -64,6 +91,7 @@ def test_what_was_written_is_read_back(tmp_path: Path) -> None:
     records: list[Record] = [
         decision("default/a"),
         binding("default/a", 'node "n1"\nis full \u0000'),
+        preemption("default/a"),
     ]
     for record in records:
         log.append(record)
@@ -121,3 +149,9 @@ def test_flush_shows_what_is_buffered(tmp_path: Path) -> None:
     log.close()
     log.close()  # twice is harmless
     DecisionLog().flush()
+
+
+def test_records_are_encoded_one_by_one_as_they_are_together() -> None:
+    records: list[Record] = [decision("default/a"), binding("default/a"), preemption("default/b")]
+    for some in ([], records[:1], records):
+        assert encode_records(some) == msgspec.json.encode(some)

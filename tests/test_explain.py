@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from archimedes.cli import assemble
 from extender.app import listening
-from extender.decision_log import Binding, Candidate, Decision, Record
+from extender.decision_log import Binding, Candidate, Decision, Preemption, Record
 from extender.explain import HorizonView, NodeView, explanation
 from extender.wire import BindingArgs
 from models.errors import ArchimedesError
@@ -60,6 +60,27 @@ def bound(error: str = "", uid: str = "u1") -> Binding:
         horizon_hours=6,
         model_version="3",
         error=error,
+    )
+
+
+def preempted(**fields: Any) -> Preemption:  # noqa: ANN401
+    """A preempt call: one of three nodes would have room."""
+    chosen: dict[str, Any] = {
+        "kept": 1,
+        "nodes": ("n2",),
+        "rejected": {"asks 2000m for 6 h, more than is reclaimable": 2},
+    }
+    return Preemption(
+        time=1000.5,
+        pod="default/p",
+        uid="u1",
+        offline=True,
+        millicpu=2000,
+        horizon_hours=6,
+        snapshot=7,
+        model_version="3",
+        proposed=3,
+        **(chosen | fields),
     )
 
 
@@ -127,6 +148,20 @@ def test_candidates_are_sorted_and_ranked_out_nodes_counted() -> None:
     assert found is not None
     assert [each.node for each in found.candidates] == ["n2", "n1"]
     assert found.ranked_out == 5  # 10 - 2 - 3
+
+
+def test_the_newest_preempt_call_is_told_beside_the_decision() -> None:
+    newest, older = preempted(kept=0, nodes=()), preempted()
+    found = explanation([newest, decision(), older], [])
+    assert found is not None
+    assert (found.preemption, found.decisions, found.offered) == (newest, 1, 2)
+
+
+def test_a_pod_of_which_only_a_preempt_call_is_remembered_is_explained() -> None:
+    found = explanation([preempted()], [node("n1", [2000] * 5)])
+    assert found is not None
+    assert (found.preemption, found.millicpu, found.decisions) == (preempted(), 2000, 0)
+    assert found.would_help == ("n1 could promise 2000m for 6 h now: wait for the next attempt",)
 
 
 def test_no_decision_is_no_explanation() -> None:
@@ -208,6 +243,20 @@ async def test_nodes_as_a_table_and_one_term_by_term() -> None:
         found = json.loads(await run("nodes", "n1", "--url", url, "--json"))
         assert sum(t["millicpu"] for t in found["arithmetic"][0]["terms"]) == 3500
         assert len(json.loads(await run("nodes", "--url", url, "--json"))) == 2
+
+
+async def test_why_a_pod_may_or_may_not_displace_others() -> None:
+    async with cluster() as (world, url):
+        await place(world, "p", 6000)
+        pod = pod_json("q", 6000)
+        world.filter(pod)
+        world.preempt(pod, {"n1": ["uid-p"], "n2": ["uid-p"]})
+        said = await run("why", "q", "--url", url)
+        assert "kube-scheduler proposed evictions on 2 nodes at" in said
+        assert "they make room on 1: n1" in said
+        assert "1     │ asks 6000m for 24 h, more than is reclaimable" in said
+        world.preempt(pod, {"n2": ["uid-p"]})
+        assert "none makes enough room" in await run("why", "q", "--url", url)
 
 
 async def test_a_term_that_the_command_does_not_know_is_shown(

@@ -5,6 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from extender.calls import NOT_READY
+from extender.decision_log import MAX_NODES, Preemption
 from tests.extender_world import Json, World, as_pod, pod_json
 from tests.http_world import Caller, serving
 
@@ -103,6 +105,52 @@ async def test_an_ask_that_cannot_be_met_or_a_server_that_knows_too_little_keeps
         assert await kept(caller, "1500m", victims) == []
         caller.world.state.synced.clear()
         assert await kept(caller, 1, victims) == []
+
+
+async def test_every_answer_is_logged_with_its_reasons() -> None:
+    async with serving() as caller:
+        fill(caller.world)
+        decisions = caller.world.server.decisions
+        victims = {
+            "n1": meta("uid-n1-3000"),  # 6000 - 5000 + 3000 = 4000
+            "n2": meta("uid-n2-2000"),  # 6000 - 5000 + 2000 = 3000
+            "gone": meta("uid-nobody"),
+        }
+        await caller.preempt(pod_json("p", 4000), meta=victims)
+        assert decisions.recent(limit=1) == [
+            Preemption(
+                time=caller.world.now,
+                pod="default/p",
+                uid="uid-p",
+                offline=True,
+                millicpu=4000,
+                horizon_hours=24,
+                snapshot=caller.world.state.snapshot(caller.world.now).id,
+                model_version=caller.world.state.model_version,
+                proposed=3,
+                kept=1,
+                nodes=("n1",),
+                rejected={
+                    "asks 4000m for 24 h, more than is reclaimable": 1,
+                    "node is not known to the extender yet": 1,
+                },
+            )
+        ]
+        caller.world.state.synced.clear()
+        await caller.preempt(pod_json("p", 1), meta=victims)
+        (entry,) = decisions.recent(limit=1)
+        assert isinstance(entry, Preemption)
+        assert (entry.kept, entry.rejected) == (0, {NOT_READY: 3})
+
+
+async def test_an_entry_of_the_log_names_a_bounded_number_of_nodes() -> None:
+    async with serving() as caller:
+        victims = {f"n{number}": meta("a") for number in range(MAX_NODES + 8)}
+        assert len(await caller.preempt(pod_json("p", cpu="1"), meta=victims)) == MAX_NODES + 8
+        (entry,) = caller.world.server.decisions.recent(limit=1)
+        assert isinstance(entry, Preemption)
+        assert (entry.proposed, entry.kept) == (MAX_NODES + 8, MAX_NODES + 8)
+        assert entry.nodes == tuple(victims)[:MAX_NODES]
 
 
 @pytest.mark.parametrize(

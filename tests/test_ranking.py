@@ -9,7 +9,7 @@ import pytest
 
 from extender.decide import NOTHING_KNOWN, Ask, Habit, decide, scores
 from extender.decision_log import Decision, read_log
-from extender.homes import REBUILD_LABEL, Homes
+from extender.homes import Homes
 from extender.recording import Recorded
 from extender.snapshot import Reason, Snapshot
 from models.arrays import Floats32
@@ -18,7 +18,7 @@ from models.policy import HORIZONS, Policy
 from models.rolling import Forecast
 from shadow.cluster import Cluster, Fleet
 from shadow.kube_scheduler import Request
-from tests.extender_world import PLAIN, Json, World, as_pod, pod_json
+from tests.extender_world import PLAIN, World, as_pod, pod_json, rebuilt_json
 from tests.test_decide import snapshot
 from tests.test_recording import entries
 
@@ -126,27 +126,32 @@ def test_left_nodes_are_forgotten_in_time_and_in_number() -> None:
     assert len(homes) == 4096
 
 
-def labelled(name: str, node: str | None = None) -> Json:
-    """A replica of one StatefulSet that asks to be rebuilt in place."""
-    pod = pod_json(name, cpu="1", node=node)
-    pod["metadata"]["labels"] = {REBUILD_LABEL: "true"}
-    owner = {"kind": "StatefulSet", "name": "db", "controller": True}
-    pod["metadata"]["ownerReferences"] = [owner]
-    return pod
-
-
 def test_the_server_offers_the_left_node() -> None:
     world = World(("n1", "n2", "n3"), candidates=1)
     world.sync()
     world.forecast({"n1": 1.0, "n2": 2.0, "n3": 1.5})
     feed = world.state.pod_feed()
-    feed.put(as_pod(labelled("db-0", node="n2")))
-    feed.remove(as_pod(labelled("db-0", node="n2")))
-    assert world.filter(labelled("db-1"))["NodeNames"] == ["n2"]
-    ranked = {one["Host"]: one["Score"] for one in world.prioritize(labelled("db-1"), ["n1", "n2"])}
+    feed.put(as_pod(rebuilt_json("db-0", node="n2")))
+    feed.remove(as_pod(rebuilt_json("db-0", node="n2")))
+    assert world.filter(rebuilt_json("db-1"))["NodeNames"] == ["n2"]
+    ranked = {
+        one["Host"]: one["Score"] for one in world.prioritize(rebuilt_json("db-1"), ["n1", "n2"])
+    }
     assert ranked == {"n1": 0, "n2": 10}
-    assert world.filter(labelled("db-2"))["NodeNames"] == ["n1"]
+    assert world.filter(rebuilt_json("db-2"))["NodeNames"] == ["n1"]
     assert world.filter(pod_json("other", cpu="1"))["NodeNames"] == ["n1"]
+
+
+def test_an_update_of_a_pod_that_stays_takes_no_node_that_another_has_left() -> None:
+    world = World(("n1", "n2"), candidates=1)
+    world.sync()
+    world.forecast({"n1": 1.0, "n2": 2.0})
+    feed = world.state.pod_feed()
+    for name in ("db-0", "db-1"):
+        feed.put(as_pod(rebuilt_json(name, node="n2")))
+    feed.remove(as_pod(rebuilt_json("db-0", node="n2")))
+    feed.put(as_pod(rebuilt_json("db-1", node="n2")))
+    assert world.filter(rebuilt_json("db-2"))["NodeNames"] == ["n2"]
 
 
 def known(workload: str, profile: Floats32) -> Habits:
@@ -207,11 +212,11 @@ def test_a_decision_by_hour_is_recorded_and_made_again(tmp_path: Path) -> None:
     forecast, newest = Forecast(peaks, peaks * 0.8), np.full(2, world.now)
     world.state.serve(capture, forecast, newest, "7", PLAIN, rhythm)
     feed = world.state.pod_feed()
-    world.filter(labelled("db-1"))
-    feed.put(as_pod(labelled("db-0", node="n2")))  # n2's row alone changes
-    feed.remove(as_pod(labelled("db-0", node="n2")))
+    world.filter(rebuilt_json("db-1"))
+    feed.put(as_pod(rebuilt_json("db-0", node="n2")))  # n2's row alone changes
+    feed.remove(as_pod(rebuilt_json("db-0", node="n2")))
     world.now += 1.0
-    world.filter(labelled("db-2"))
+    world.filter(rebuilt_json("db-2"))
     assert world.server.recorder is not None
     world.server.recorder.close()
     world.server.decisions.close()

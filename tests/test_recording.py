@@ -54,6 +54,7 @@ def busy(path: Path, pods: int = 30) -> None:
             f"p{number}", 700 + number if offline else None, cpu=None if offline else "1"
         )
         world.filter(pod, names)
+        world.preempt(pod, {"n1": ["uid-p0"]})  # logged as well, and nothing to decide again
     assert world.server.recorder is not None
     world.server.recorder.close()
     world.server.decisions.close()

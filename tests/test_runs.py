@@ -1,7 +1,6 @@
 """How long runs last: which ones count, what follows for the next, and how it survives."""
 
 import itertools
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -15,8 +14,6 @@ from extender.runs import (
     Run,
     Runs,
     finished_run,
-    load_runs,
-    save_runs,
 )
 from extender.telemetry import Telemetry
 from extender.watchers import run_feed
@@ -119,54 +116,6 @@ def test_the_number_of_workloads_is_bounded() -> None:
     assert len(runs) == WORKLOADS
     assert set(runs.record()).isdisjoint({"w0", "w1"})
     assert "busy" in runs.record()
-
-
-# From one process to the next
-
-
-def test_a_record_survives(tmp_path: Path) -> None:
-    path = tmp_path / "store" / "runs.json"
-    record = filled([60.0] * FEWEST).record()
-    save_runs(record, path)
-    assert Runs(load_runs(path)).expected(JOB) == 60.0 * MARGIN
-    assert [file.name for file in path.parent.iterdir()] == ["runs.json"]
-
-
-def test_no_file_is_an_empty_record(tmp_path: Path) -> None:
-    assert load_runs(tmp_path / "runs.json") == {}
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"a": [["x", 1]]}', '{"a": [[1]]}', "\ufeff{}"])
-def test_a_broken_file_is_refused(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "runs.json"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=r"."):
-        load_runs(path)
-
-
-@pytest.mark.parametrize("broken", [False, True])
-async def test_a_server_takes_over_what_is_in_the_file(tmp_path: Path, broken: bool) -> None:
-    path = tmp_path / "runs.json"
-    save_runs(filled([60.0] * FEWEST).record(), path)
-    if broken:
-        path.write_text("{")
-    world = World()
-    world.server.loops._runs_file = path
-    world.server.loops.load_runs()
-    assert (world.state.runs.expected(JOB) is None) == broken
-    errors = world.server.telemetry.registry.get_sample_value("archimedes_runs_file_errors_total")
-    assert errors == float(broken)
-    await world.server.close()
-    assert (len(load_runs(path)) == 0) == broken
-
-
-async def test_a_file_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
-    world = World()
-    (tmp_path / "file").write_text("")
-    world.server.loops._runs_file = tmp_path / "file" / "runs.json"
-    await world.server.close()
-    errors = world.server.telemetry.registry.get_sample_value("archimedes_runs_file_errors_total")
-    assert errors == 1.0
 
 
 # In the server

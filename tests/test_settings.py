@@ -47,8 +47,9 @@ def test_a_file_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "named"),
     [
-        ({"prot": 1}, "no setting prot"),
-        ({"prometheus": {"uri": "x"}}, "no setting prometheus.uri"),
+        ({"prot": 1}, "no setting prot; did you mean port?"),
+        ({"zzz": 1}, "no setting zzz"),
+        ({"prometheus": {"uri": "x"}}, "no setting prometheus.uri; did you mean prometheus.url?"),
         ({"policy": {"targets": 1}}, "no setting policy.targets"),
         ({"port": "8080"}, "port: expected int"),
         ({"port": 70_000}, "port: expected int <= 65535"),
@@ -107,6 +108,8 @@ def test_others_may_reach_it_where_that_is_wanted() -> None:
         (b"port: [", "is not YAML"),
         (b"\xff\xfe\x00", "cannot be read"),
         (b"port: x", "port: expected"),
+        (b"port: 1\nport: 2", "port stands there twice"),
+        (b"events:\n  enabled: true\n  enabled: false", "enabled stands there twice"),
     ],
 )
 def test_the_file_is_named(tmp_path: Path, content: bytes, says: str) -> None:

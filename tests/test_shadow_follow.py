@@ -65,6 +65,7 @@ async def produce(tmp_path: Path) -> Path:
         pod = pod_json(f"p{number}", 100, annotations={"archimedes.dev/expected-duration": "1h"})
 
         names = world.filter(pod)["NodeNames"]
+        world.preempt(pod, {"n1": ["uid-p0"]})  # logged as well, and nothing to the shadow
         args = msgspec.convert(binding(pod, names[0]), type=dict[str, str])
         await bind(world, args)
     await world.server.close()
@@ -183,7 +184,7 @@ async def test_figures_wait_while_the_registry_is_away(decisions: Path, tmp_path
 async def test_another_challenger_has_figures_of_its_own(
     decisions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch, "LINES", 8)  # four decisions and their binds
+    monkeypatch.setattr(batch, "LINES", 12)  # four decisions, preempt calls and binds
     versions = ["3"]
     shadow = follower(decisions, tmp_path / "state.json", None, lambda: challenger(versions[0]))
     assert await shadow.cycle(MOMENTS[0])

@@ -1,0 +1,209 @@
+"""Callers that are slow, many, or neither: from outside, over raw sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from urllib.parse import urlsplit
+
+import orjson
+import pytest
+import uvloop
+
+from extender import connections
+from extender.app import serve
+from extender.settings import Settings
+from models.errors import SettingsError
+from tests.extender_world import Json, args, as_pod, binding, pod_json
+from tests.http_world import Caller, serving
+
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+Connect = Callable[[Caller], Awaitable[Streams]]
+
+
+@pytest.fixture
+async def connect() -> AsyncIterator[Connect]:
+    """Opens connections on which nothing was said yet."""
+    opened: list[asyncio.StreamWriter] = []
+
+    async def open_one(caller: Caller) -> Streams:
+        address = urlsplit(caller.url)
+        streams = await asyncio.open_connection(address.hostname, address.port)
+        opened.append(streams[1])
+        return streams
+
+    yield open_one
+    for writer in opened:
+        writer.close()
+    await asyncio.gather(*(writer.wait_closed() for writer in opened), return_exceptions=True)
+
+
+def request(verb: str = "filter", content: Json | None = None) -> bytes:
+    """A whole request; a filter call of an online pod, unless said otherwise."""
+    body = orjson.dumps(content or args(pod_json("p", cpu="1"), ["n1"]))
+    head = f"POST /v1/{verb} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+async def answered(streams: Streams) -> bytes:
+    """The status line and the body of the next answer."""
+    head = await streams[0].readuntil(b"\r\n\r\n")
+    length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+    return head.split(b"\r\n")[0] + b" " + await streams[0].readexactly(length)
+
+
+async def is_closed(streams: Streams) -> bool:
+    """Whether the server ends the connection, with nothing more to say."""
+    try:
+        return await streams[0].read() == b""
+    except ConnectionResetError:
+        return True
+
+
+async def test_a_head_that_never_ends_is_a_408_however_it_drips(connect: Connect) -> None:
+    async with serving(request_seconds=0.3) as caller:
+        streams = await connect(caller)
+
+        async def drip() -> None:
+            while True:
+                streams[1].write(b"X-A: b\r\n")
+                await asyncio.sleep(0.02)
+
+        streams[1].write(b"POST /v1/filter HTTP/1.1\r\n")
+        dripping = asyncio.create_task(drip())
+        said = await answered(streams)
+        assert said.startswith(b"HTTP/1.1 408 ")
+        assert said.endswith(b"the request's head did not arrive in time\n")
+        dripping.cancel()
+        assert caller.world.server.telemetry.bad_requests._value.get() == 1
+        assert (await caller.filter(pod_json("p", 1)))["NodeNames"] == ["n1", "n2"]
+
+
+def test_a_caller_that_says_one_thing_at_once_and_then_nothing_is_bounded() -> None:
+    async def answers() -> None:
+        async with serving(request_seconds=0.3) as caller:
+            address = urlsplit(caller.url)
+            for said in (b"G", request()[:40], b"\r\n"):
+                with socket.create_connection((address.hostname, address.port)) as raw:
+                    raw.sendall(said)  # before the server, in this same event loop, accepts
+                    assert b" 408 " in await asyncio.to_thread(raw.recv, 4096)
+
+    uvloop.run(answers())  # production's event loop reads at once what has come with a connection
+
+
+async def test_a_slow_second_request_on_a_connection_is_bounded_too(connect: Connect) -> None:
+    async with serving(request_seconds=0.3) as caller:
+        streams = await connect(caller)
+        streams[1].write(request())
+        assert b" 200 " in await answered(streams)
+        streams[1].write(request()[:10])
+        assert b" 408 " in await answered(streams)
+        assert await is_closed(streams)
+
+
+async def test_a_head_in_time_and_idle_connections_are_left_alone(connect: Connect) -> None:
+    async with serving(request_seconds=0.1) as caller:
+        silent, halves = await connect(caller), await connect(caller)
+        whole = request()
+        for part in (whole[:10], whole[10:]):
+            halves[1].write(part)
+            await asyncio.sleep(0.01)
+        assert b" 200 " in await answered(halves)
+        await asyncio.sleep(0.3)  # longer than a head may take
+        for streams in (silent, halves):
+            streams[1].write(whole)
+            assert b" 200 " in await answered(streams)
+
+
+async def test_beyond_the_limit_the_one_that_was_idle_for_longest_goes(connect: Connect) -> None:
+    async with serving(max_connections=8) as caller:
+        first, second = await connect(caller), await connect(caller)
+        first[1].write(request())
+        assert b" 200 " in await answered(first)  # so the second has been idle for longer
+        others = [await connect(caller) for _ in range(6)]
+        last = await connect(caller)
+        assert await is_closed(second)
+        for streams in (first, last, *others):
+            streams[1].write(request())
+            assert b" 200 " in await answered(streams)
+        assert caller.world.server.telemetry.crowded_out._value.get() == 1
+
+
+async def test_a_thousand_connections_leave_room_for_calls(connect: Connect) -> None:
+    async with serving(max_connections=16) as caller:
+        for number in range(1000):
+            streams = await connect(caller)
+            streams[1].write(request()[: number % 40])
+        assert (await caller.filter(pod_json("p", 1)))["NodeNames"] == ["n1", "n2"]
+
+
+async def test_callers_that_come_all_at_once_are_no_more_than_the_limit(connect: Connect) -> None:
+    async with serving(max_connections=8) as caller:
+        crowd = await asyncio.gather(*(connect(caller) for _ in range(40)))
+        await caller.filter(pod_json("p", cpu="1"))  # all are accepted by now
+        closed = 0
+        for streams in crowd:
+            streams[1].write(request())
+        for streams in crowd:
+            try:
+                assert b" 200 " in await answered(streams)
+            except (ConnectionResetError, asyncio.IncompleteReadError):
+                closed += 1
+        assert closed == 40 - 7  # the eighth is that of the filter call
+        assert caller.world.server.telemetry.crowded_out._value.get() == closed
+
+
+async def test_calls_at_work_are_not_cut_off_by_new_callers(connect: Connect) -> None:
+    async with serving(max_connections=8) as caller:
+        cluster, all_there, go_on = caller.world.cluster, asyncio.Barrier(9), asyncio.Event()
+
+        async def bind(*_: str) -> None:
+            await all_there.wait()
+            await go_on.wait()
+
+        cluster.bind = bind  # type: ignore[method-assign,assignment]
+        busy = [await connect(caller) for _ in range(8)]
+        for number, streams in enumerate(busy):
+            pod = pod_json(f"p{number}", cpu="1")
+            cluster.put_pod(as_pod(pod))
+            streams[1].write(request("bind", binding(pod, "n1")))
+        await all_there.wait()
+        late = await connect(caller)
+        assert await is_closed(late)
+        go_on.set()
+        for streams in busy:
+            assert await answered(streams) == b'HTTP/1.1 200 OK {"Error":""}'
+
+
+async def test_bodies_that_do_not_come_give_way_to_calls(connect: Connect) -> None:
+    async with serving(max_connections=8, request_seconds=30.0, drain_seconds=0.1) as caller:
+        for _ in range(8):
+            streams = await connect(caller)
+            streams[1].write(request()[:-1])
+        assert (await caller.filter(pod_json("p", 1)))["NodeNames"] == ["n1", "n2"]
+
+
+async def test_an_answer_that_nobody_reads_ends_the_connection(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = [f"node-{number:04d}" for number in range(2000)]
+    monkeypatch.setattr(connections, "_ANSWER_SECONDS", 0.2)
+    async with serving(nodes) as caller:
+        streams = await connect(caller)
+        streams[1].write(b"GET /v1/nodes HTTP/1.1\r\nHost: x\r\n\r\n" * 8)  # some 20 MB
+        gone = asyncio.Event()
+        monkeypatch.setattr(caller.world.server.telemetry.disconnects, "inc", gone.set)
+        async with asyncio.timeout(10):
+            await gone.wait()
+        with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
+            await streams[0].readexactly(2**30)
+
+
+def test_more_connections_than_files_that_may_be_open_are_refused_at_the_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (500, 1000))
+    with pytest.raises(SettingsError, match=r"^max_connections: 437 .* than the 500 files"):
+        serve(Settings(max_connections=437))
