@@ -33,8 +33,10 @@ _ROW = np.dtype(
         ("usage", np.float64),  # cores, of the newest window
         ("newest", np.float64),  # seconds since the epoch: end of the newest usage window
         ("requested", np.int64),  # millicores that the node's pods request
-        ("added", np.int64),  # millicores for pods that the last refresh did not know
+        ("added", np.int64),  # millicores for pods that the forecast does not know
         ("raised", np.float32, (HOURS,)),  # cores by hour of day, for the same pods
+        ("captured", np.int64),  # of the added millicores, those that the next forecast knows
+        ("captured_raised", np.float32, (HOURS,)),
     ]
 )
 
@@ -122,10 +124,16 @@ class NodeTable:
         """The row of a node, also of one that is gone and whose row is parked, or None."""
         return self._index.get(name, self._parked.get(name))
 
-    def listed(self) -> tuple[tuple[str, ...], Floats]:
-        """The nodes' names and their allocatable cores, [N]."""
+    def names(self) -> tuple[str, ...]:
+        """The nodes' names."""
+        return tuple(self._index)
+
+    def capture(self) -> tuple[tuple[str, ...], Floats]:
+        """Names and allocatable cores, [N], to forecast for, with all that was added so far."""
+        self._rows["captured"] = self._rows["added"]
+        self._rows["captured_raised"] = self._rows["raised"]
         rows = np.fromiter(self._index.values(), np.int64, len(self._index))
-        return tuple(self._index), self._rows["allocatable"][rows]
+        return self.names(), self._rows["allocatable"][rows]
 
     def unadvertised(self) -> dict[str, int]:
         """Nodes whose status does not advertise their ceiling, with that ceiling."""
@@ -179,12 +187,14 @@ class NodeTable:
     def serve(
         self, names: Sequence[str], forecast: Forecast, newest: Floats, usage: Floats, shape: Floats
     ) -> None:
-        """Replace all forecasts, and forget what was added to the old ones; see `State.serve`."""
+        """Replace all forecasts; what was added since the capture stays so. See `State.serve`."""
         found = np.fromiter(map(self._index.get, names, repeat(-1)), np.int64, len(names))
         positions = np.flatnonzero(found >= 0)
         rows = found[positions]
-        self._rows["added"] = 0
-        self._rows["raised"] = 0
+        self._rows["added"] -= self._rows["captured"]
+        self._rows["raised"] -= self._rows["captured_raised"]
+        self._rows["captured"] = 0
+        self._rows["captured_raised"] = 0
         self._rows["forecast"][rows] = forecast.forecast[positions]
         self._rows["expected"][rows] = forecast.expected[positions]
         self._rows["newest"][rows] = newest[positions]

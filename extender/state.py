@@ -55,14 +55,12 @@ class Basis(NamedTuple):
 class Capture:
     """What a refresh forecasts for, taken in one moment.
 
-    nodes: N names; allocatable: [N] cores; pods: those not finished, bound to a node or not;
-    recent: UID -> millicores that were added to forecasts since the last capture.
+    nodes: N names; allocatable: [N] cores; pods: those not finished, bound to a node or not.
     """
 
     nodes: tuple[str, ...]
     allocatable: Floats
     pods: tuple[PodFacts, ...]
-    recent: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +73,6 @@ class Renewals:
 
     renewed: tuple[Entry, ...]
     overdue: tuple[Entry, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Added:
-    """What a pod added to its node's forecast: millicores, and [24] cores by hour of day."""
-
-    node: str
-    millicpu: int
-    profile: Floats32
 
 
 class State:
@@ -103,8 +92,6 @@ class State:
         self._pods: dict[str, PodFacts] = {}
         self._pods_on: dict[str, dict[str, PodFacts]] = {}
         self._gone: OrderedDict[str, None] = OrderedDict()
-        self._captured = False  # before the first capture there is no pod that it does not know
-        self._recent: dict[str, _Added] = {}
         self._habits = NO_HABITS
         self._homes = Homes()
         self._heard = {"nodes": -np.inf, "pods": -np.inf}
@@ -192,15 +179,10 @@ class State:
     # What the refresh computes
 
     def capture(self) -> Capture:
-        """What to forecast for."""
-        names, allocatable = self._nodes.listed()
-        self._captured = True
-        return Capture(
-            names,
-            allocatable,
-            tuple(self._pods.values()),  # sifted by whoever uses it, in a thread
-            {uid: added.millicpu for uid, added in self._recent.items()},
-        )
+        """What to forecast for; what is served next was forecast for the newest capture."""
+        names, allocatable = self._nodes.capture()
+        # Pods are sifted by whoever uses them, in a thread.
+        return Capture(names, allocatable, tuple(self._pods.values()))
 
     def serve(
         self,
@@ -224,16 +206,7 @@ class State:
         rhythm = rhythm or no_rhythm(len(capture.nodes))
         self._habits = rhythm.habits
         self.model_version, self.policy = model_version, policy
-        for uid, known in capture.recent.items():
-            added = self._recent.pop(uid, None)
-            if added is not None and added.millicpu > known:  # it was resized since
-                rest = added.millicpu - known
-                self._recent[uid] = _Added(added.node, rest, _flat(rest))
         self._nodes.serve(capture.nodes, forecast, newest, rhythm.usage, rhythm.shape)
-        for added in self._recent.values():
-            row = self._nodes.row(added.node)
-            if row is not None:
-                self._nodes.request(row, 0, added.millicpu, added.profile)
 
     # As time passes
 
@@ -330,7 +303,7 @@ class State:
     # Nodes
 
     def _retain_nodes(self, listed: Collection[str]) -> None:
-        for name in set(self._nodes.listed()[0]).difference(listed):
+        for name in set(self._nodes.names()).difference(listed):
             self._drop_node(name)
         self._listed("nodes")
 
@@ -351,8 +324,6 @@ class State:
         row = self._nodes.row(name)
         if row is not None:
             self._nodes.remove(name, park=self.ledger.drop_row(row))
-            for uid in [uid for uid, added in self._recent.items() if added.node == name]:
-                del self._recent[uid]
 
     # Pods
 
@@ -414,11 +385,6 @@ class State:
         known = None if before is not None or pod.offline else self._habits.of(pod.workload)
         if known is not None:
             added, profile = math.ceil(float(known.max()) * 1000), known
-        if added and self._captured:
-            already = self._recent.get(pod.uid, _Added(pod.node, 0, _flat(0)))
-            self._recent[pod.uid] = _Added(
-                pod.node, already.millicpu + added, already.profile + profile
-            )
         if more or added:
             self._nodes.request(row, more, added, profile)
 

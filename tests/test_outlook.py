@@ -43,7 +43,7 @@ def test_a_champion_made_before_any_pod_was_listed_works_in_groups(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = shipped(classical("max-7d"))
-    capture = Capture(NODES, np.full(len(NODES), 8.0), PODS, {})
+    capture = Capture(NODES, np.full(len(NODES), 8.0), PODS)
     whole = Champion(model).outlook(capture, used())
     monkeypatch.setattr(outlook, "_PODS_PER_GROUP", 8)
     taken: list[int] = []

@@ -50,7 +50,7 @@ def online(key: str, node: str) -> PodFacts:
     return pod_facts(pod, RESOURCE)
 
 
-CAPTURE = Capture(NODES, np.array([16.0, 16.0]), tuple(map(online, PODS, PODS.values())), {})
+CAPTURE = Capture(NODES, np.array([16.0, 16.0]), tuple(map(online, PODS, PODS.values())))
 
 
 @pytest.fixture(name="log")

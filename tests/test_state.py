@@ -216,6 +216,27 @@ def test_a_pod_that_comes_while_forecasts_are_made_stays_added(world: World) -> 
     assert free(world) == 4300  # 8 - 3 - 0.5 of late - 0.2 that early asks more
 
 
+def test_what_a_forecast_that_failed_was_captured_for_stays_added(world: World) -> None:
+    world.cluster.put_pod(as_pod(pod_json("early", cpu="1", node="n1")))
+    world.state.capture()  # and nothing is served
+    world.cluster.put_pod(as_pod(pod_json("late", cpu="500m", node="n1")))
+    assert free(world) == 4500  # 8 - 2 - 1 - 0.5
+    world.forecast(3.0)  # both are known now
+    assert free(world) == 5000  # 8 - 3
+
+
+def test_a_node_that_returns_while_forecasts_are_made_has_all_its_pods_added(world: World) -> None:
+    world.cluster.put_pod(as_pod(pod_json("a", cpu="1", node="n1")))
+    node = world.cluster.nodes["n1"]
+    capture = world.state.capture()
+    world.cluster.delete_node("n1")
+    world.cluster.put_node(node)
+    outlook = unknown(2)
+    outlook.forecast.forecast[:] = outlook.forecast.expected[:] = 3.0
+    world.state.serve(capture, outlook.forecast, np.full(2, world.now), "7", PLAIN)
+    assert free(world) == 4000  # 8 - 3 - 1: counted twice until the next refresh, never too little
+
+
 def test_offline_pods_do_not_raise_the_forecast_but_their_ordinary_requests_do(
     world: World,
 ) -> None:
