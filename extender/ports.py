@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections import deque
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
@@ -25,14 +26,19 @@ T = TypeVar("T")
 class Feed(Generic[T]):
     """Where a cluster reports one kind of object, always from the event loop.
 
-    put: an object exists, or has changed; returns its key. remove: it is gone. retain: a list is
-    complete, and what is not among its keys is gone. heard: the connection is alive.
+    put: an object exists, or has changed; returns its key. remove: it is gone. sift: a list is
+    complete, and what is not among its keys is gone; each step of the iterator is a part of that,
+    short enough for the event loop. heard: the connection is alive.
     """
 
     put: Callable[[T], str]
     remove: Callable[[T], None]
-    retain: Callable[[Collection[str]], None]
+    sift: Callable[[Collection[str]], Iterator[None]]
     heard: Callable[[], None]
+
+    def retain(self, listed: Collection[str]) -> None:
+        """All of ``sift`` at once."""
+        deque(self.sift(listed), maxlen=0)
 
 
 class ClusterError(Exception):

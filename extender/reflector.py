@@ -12,6 +12,7 @@ import numpy as np
 import structlog
 
 from extender.kube import KubeApi
+from extender.lag import Turns
 from extender.ports import ClusterError, Feed
 from extender.telemetry import Telemetry
 from models.kube.types import Bookmark, Metadata, Page, Status, WatchEvent
@@ -21,11 +22,6 @@ _WATCH_SECONDS = (300, 600)
 """A watch ends after a random time in this range, so that many clients do not resume at once."""
 
 _SUSPICIOUS_SECONDS = 5.0
-_TURN = 32
-"""Objects that are taken over before whatever else waits for the event loop gets its turn: they
-take about a millisecond. A storm of events, or a list, would otherwise hold up calls for as long as
-there is something to read."""
-
 _FIRST_WAIT, _LONGEST_WAIT = 0.25, 30.0
 
 log = structlog.get_logger()
@@ -128,6 +124,7 @@ class Reflector(Generic[T]):
 
     async def _pages(self, size: int) -> str:
         keys: set[str] = set()
+        turns = Turns()
         token = ""
         while True:
             params = {"limit": str(size), **self._fields}
@@ -139,14 +136,14 @@ class Reflector(Generic[T]):
                 if e.status == HTTPStatus.GONE and size:
                     raise ExpiredError from e
                 raise
-            for at, item in enumerate(page.items or ()):
-                if at % _TURN == 0:
-                    await asyncio.sleep(0)
+            for item in page.items or ():
+                await turns.give_way()
                 keys.add(self._feed.put(self._object(item)))
             self._feed.heard()
             token = page.metadata.continue_ or ""
             if not token:
-                self._feed.retain(keys)
+                for _ in self._feed.sift(keys):
+                    await turns.give_way()
                 return page.metadata.resource_version or ""
 
     async def _watch(self) -> None:
@@ -159,7 +156,7 @@ class Reflector(Generic[T]):
             **self._fields,
         }
         clock = asyncio.get_running_loop().time
-        began, events = clock(), 0
+        began, events, turns = clock(), 0, Turns()
         try:
             async for line in self._api.watch(self._path, params):
                 self._feed.heard()
@@ -167,8 +164,7 @@ class Reflector(Generic[T]):
                     self._apply(_event.decode(line))
                     self._backoff.reset()
                     events += 1
-                    if events % _TURN == 0:
-                        await asyncio.sleep(0)
+                    await turns.give_way()
         except ClusterError as e:
             if e.status == HTTPStatus.GONE:
                 raise ExpiredError from e

@@ -33,6 +33,9 @@ from models.kube.types import Node, Pod
 from models.policy import Policy
 from models.rolling import Forecast
 
+_SIFTED = 1000
+"""Objects that are looked up in a new list at a time: a fraction of a millisecond."""
+
 _REMEMBERED = 4096
 """Pods that are known to be gone, the newest: more than can be deleted while one event is late."""
 
@@ -102,12 +105,12 @@ class State:
     def node_feed(self) -> Feed[Node]:
         """Where a cluster reports nodes."""
         return Feed(
-            self._put_node, self._remove_node, self._retain_nodes, lambda: self._hear("nodes")
+            self._put_node, self._remove_node, self._sift_nodes, lambda: self._hear("nodes")
         )
 
     def pod_feed(self) -> Feed[Pod]:
         """Where a cluster reports pods."""
-        return Feed(self._put_pod, self._remove_pod, self._retain_pods, lambda: self._hear("pods"))
+        return Feed(self._put_pod, self._remove_pod, self._sift_pods, lambda: self._hear("pods"))
 
     def expect_locks(self) -> None:
         """Somebody reads resource locks: until they are known, the server is not ready."""
@@ -302,9 +305,12 @@ class State:
 
     # Nodes
 
-    def _retain_nodes(self, listed: Collection[str]) -> None:
-        for name in set(self._nodes.names()).difference(listed):
-            self._drop_node(name)
+    def _sift_nodes(self, listed: Collection[str]) -> Iterator[None]:
+        for some in _batched(self._nodes.names()):
+            for name in some:
+                if name not in listed:
+                    self._drop_node(name)
+            yield
         self._listed("nodes")
 
     def _put_node(self, node: Node) -> str:
@@ -327,9 +333,12 @@ class State:
 
     # Pods
 
-    def _retain_pods(self, listed: Collection[str]) -> None:
-        for uid in [uid for uid in self._pods if uid not in listed]:
-            self._drop_pod(uid)
+    def _sift_pods(self, listed: Collection[str]) -> Iterator[None]:
+        for some in _batched(tuple(self._pods)):
+            for uid in some:
+                if uid not in listed:
+                    self._drop_pod(uid)
+            yield
         self._listed("pods")
 
     def _put_pod(self, pod: Pod) -> str:
@@ -421,6 +430,11 @@ class State:
 
     def _hear(self, kind: str) -> None:
         self._heard[kind] = self._clock()
+
+
+def _batched(keys: Sequence[str]) -> Iterator[Sequence[str]]:
+    """The keys in parts of `_SIFTED`."""
+    return (keys[first : first + _SIFTED] for first in range(0, len(keys), _SIFTED))
 
 
 def _flat(millicpu: int) -> Floats32:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 import structlog
 
@@ -34,11 +34,15 @@ def lock_feed(state: State, telemetry: Telemetry) -> Feed[ConfigMap]:
         log.info("resource locks read", locks=[lock.name for lock in locks])
         return (found.metadata or Metadata()).name or ""
 
-    def retain(listed: Collection[str]) -> None:
+    def sift(listed: Collection[str]) -> Iterator[None]:
         if not listed:
             put(ConfigMap())
+        yield
 
-    return Feed(put, lambda _: retain(()), retain, lambda: None)
+    def remove(_: ConfigMap) -> None:
+        put(ConfigMap())
+
+    return Feed(put, remove, sift, lambda: None)
 
 
 def run_feed(state: State, resource: str) -> Feed[FinishedPod]:
@@ -50,4 +54,4 @@ def run_feed(state: State, resource: str) -> Feed[FinishedPod]:
             state.runs.add(*found)
         return (pod.metadata and pod.metadata.uid) or ""
 
-    return Feed(put, lambda _: None, lambda _: None, lambda: None)
+    return Feed(put, lambda _: None, lambda _: iter(()), lambda: None)

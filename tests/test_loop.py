@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from typing import cast
 
 import msgspec
 import numpy as np
 import pytest
 
-from extender import reflector
+from extender import lag
 from extender.kube import KubeApi
-from extender.lag import PROBE_SECONDS, probe_lag
+from extender.lag import PROBE_SECONDS, TURN_SECONDS, Turns, probe_lag
 from extender.ports import Feed
 from extender.reflector import Reflector
 from extender.telemetry import Telemetry
@@ -37,40 +37,62 @@ class Eager:
             yield msgspec.json.encode({"type": "MODIFIED", "object": pod})
 
 
-class Turns:
-    """A pod feed that notes in which turn of the event loop each pod came."""
+class Noted:
+    """A pod feed that notes in which turn of the event loop each of its steps was made."""
 
     def __init__(self) -> None:
         self.turn = 0
-        self.came: list[int] = []
+        self.steps: list[int] = []
 
     def put(self, _: Pod) -> str:
-        self.came.append(self.turn)
-        return str(len(self.came))
+        self.steps.append(self.turn)
+        return str(len(self.steps))
+
+    def sift(self, listed: Collection[str]) -> Iterator[None]:
+        for _ in listed:
+            self.steps.append(self.turn)
+            yield
 
     async def count(self) -> None:
         while True:
             await asyncio.sleep(0)
             self.turn += 1
 
-    def longest(self) -> int:
-        """Most pods within one turn."""
-        return int(np.bincount(self.came).max())
 
-
-@pytest.mark.parametrize("of", ["list", "watch"])
-async def test_lists_and_watches_give_way_to_calls(of: str) -> None:
-    turns = Turns()
-    feed = Feed(turns.put, lambda _: None, lambda _: None, lambda: None)
+@pytest.mark.parametrize(("of", "steps"), [("list", 2 * OBJECTS), ("watch", OBJECTS)])
+async def test_lists_and_watches_give_way_to_calls(
+    of: str, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lag, "TURN_SECONDS", 0.0)
+    noted = Noted()
+    feed = Feed(noted.put, lambda _: None, noted.sift, lambda: None)
     reader = Reflector(
         cast("KubeApi", Eager()), Pod, "/", "", feed, Telemetry(), np.random.default_rng(0)
     )
-    counter = asyncio.create_task(turns.count())
+    counter = asyncio.create_task(noted.count())
     await asyncio.sleep(0)
     await (reader._list() if of == "list" else reader._watch())
     counter.cancel()
-    assert len(turns.came) == OBJECTS
-    assert turns.longest() <= reflector._TURN
+    assert len(noted.steps) == steps  # a list is looked through once more for what is gone
+    assert np.bincount(noted.steps).max() <= 2  # the last that is read, the first looked up
+
+
+async def test_a_turn_ends_when_its_time_has_run_out() -> None:
+    now = 0.0
+    turns = Turns(lambda: now)
+    others: list[float] = []
+
+    async def other() -> None:
+        while True:
+            others.append(now)
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(other())
+    for _ in range(8):
+        await turns.give_way()
+        now += TURN_SECONDS / 4
+    task.cancel()
+    assert others == [TURN_SECONDS]  # after four steps, and not again before four more
 
 
 async def test_the_probe_reports_how_late_it_woke() -> None:

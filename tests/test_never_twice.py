@@ -66,7 +66,7 @@ class UnreliableCluster(MemoryCluster):
         self._pod_feed = Feed(
             put=lambda pod: self._later(lambda: pods.put(pod)),
             remove=lambda pod: self._late.append(lambda: pods.remove(pod)),
-            retain=pods.retain,
+            sift=pods.sift,
             heard=pods.heard,
         )
 
