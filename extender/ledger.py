@@ -8,10 +8,11 @@ next pod's filter call, which may come before the first pod's bind, never sees t
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
 from enum import Enum
 
+import msgspec
 import numpy as np
+from msgspec.structs import replace
 
 from models.arrays import Ints
 from models.policy import HORIZONS
@@ -29,8 +30,7 @@ class Stage(Enum):
     """The API server has shown the pod on the node; charged until the pod ends."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """One pod's charge: millicores on each of ``rows``.
 
     ``made`` and ``expires`` are seconds since the epoch. Only a hold is dropped when it expires. By

@@ -34,6 +34,11 @@ _SLIP_SECONDS = 5.0
 """The clock may go on by so much more, or less, than a pause was meant to last; above that, it was
 set, or the process stood still."""
 
+_GARBAGE = 100_000
+"""Objects, some 20 MB, that may pile up until the collector is sent after those that only hold each
+other. Calls leave a few a second, so it is sent before each refresh and hardly ever besides: then
+nothing is alive of the lists of all pods that a refresh makes, which take it 20 ms."""
+
 _ADVERTISE_SECONDS = 2.0
 _ADVERTISE_AGAIN_SECONDS = 15.0
 """Seconds for which a node's watch event may take; then it is advertised once more."""
@@ -172,8 +177,10 @@ class Loops:
         # What the first sync brought stays for as long as the process: no collector looks at it.
         # The little garbage among it stays as well; looking for it would take half a second.
         gc.freeze()
+        gc.set_threshold(_GARBAGE)
         every, delay = self._settings.refresh_seconds, self._settings.prometheus.delay_seconds
         while True:
+            gc.collect()
             await self._refresher.refresh()
             # Just after a window can be read, not at a random moment within it.
             await asyncio.sleep(every - (self._clock() - delay) % every)
