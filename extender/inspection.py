@@ -160,9 +160,8 @@ def observe(state: State, telemetry: Telemetry, now: float) -> None:
     usable = snapshot.blocked == Reason.FITS
     telemetry.reclaimable.set(int(snapshot.free[usable, -1].sum()))
     telemetry.withheld.set(int(state.withheld(now)[usable, -1].sum()))
-    bound = [entry for entry in state.ledger.entries() if entry.stage is Stage.BOUND]
-    telemetry.promised.set(sum(entry.millicpu for entry in bound))
-    telemetry.overdue.set(sum(entry.expires <= now for entry in bound))
+    telemetry.promised.set(state.ledger.bound_millicpu())
+    telemetry.overdue.set(len(state.ledger.overdue(now)))
     telemetry.workloads_timed.set(len(state.runs))
     telemetry.watch_silence.set(state.silence(now))
     for reason, count in _blocked(snapshot).items():

@@ -225,6 +225,11 @@ class Ledger:
                 promised[list(entry.rows)] -= entry.millicpu
         return promised
 
+    def bound_millicpu(self) -> int:
+        """Millicores promised to bound pods: all that is charged but for what is still open."""
+        still_open = sum(entry.millicpu * len(entry.rows) for entry in self._open.values())
+        return int(self._charged.sum()) - still_open
+
     def shift(self, seconds: float, stages: Collection[Stage]) -> None:
         """Let entries of these stages expire so much later: their clock was set, or stood still."""
         for entry in self.entries():

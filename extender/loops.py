@@ -34,10 +34,13 @@ _SLIP_SECONDS = 5.0
 """The clock may go on by so much more, or less, than a pause was meant to last; above that, it was
 set, or the process stood still."""
 
+_COLLECT_SECONDS = 1.0
+"""Seconds between garbage collections while no forecast is made: each has a second's new objects to
+look through, half a millisecond. The lists of all pods that a refresh makes would take 20 ms."""
+
 _GARBAGE = 100_000
-"""Objects, some 20 MB, that may pile up until the collector is sent after those that only hold each
-other. Calls leave a few a second, so it is sent before each refresh and hardly ever besides: then
-nothing is alive of the lists of all pods that a refresh makes, which take it 20 ms."""
+"""New objects, some 20 MB, after which a collection comes in any case. Of what calls leave, only a
+few objects a second hold each other so that a collector is needed to free them."""
 
 _ADVERTISE_SECONDS = 2.0
 _ADVERTISE_AGAIN_SECONDS = 15.0
@@ -88,6 +91,7 @@ class Loops:
         async with asyncio.TaskGroup() as group:
             for body in (
                 self.follow,
+                self._collect,
                 self._refresh,
                 self._champion,
                 self._tick,
@@ -172,15 +176,21 @@ class Loops:
                 log.exception("background loop crashed", loop=name)
             await asyncio.sleep(backoff.next(at_least=1.0))
 
-    async def _refresh(self) -> None:
+    async def _collect(self) -> None:
         await self._state.synced.wait()
         # What the first sync brought stays for as long as the process: no collector looks at it.
         # The little garbage among it stays as well; looking for it would take half a second.
         gc.freeze()
         gc.set_threshold(_GARBAGE)
+        while True:
+            if not self._refresher.busy:
+                gc.collect()
+            await asyncio.sleep(_COLLECT_SECONDS)
+
+    async def _refresh(self) -> None:
+        await self._state.synced.wait()
         every, delay = self._settings.refresh_seconds, self._settings.prometheus.delay_seconds
         while True:
-            gc.collect()
             await self._refresher.refresh()
             # Just after a window can be read, not at a random moment within it.
             await asyncio.sleep(every - (self._clock() - delay) % every)

@@ -50,6 +50,11 @@ class Refresher:
         self._in_force: tuple[dict[str, int], Floats, int] = ({}, np.zeros(0), 0)
         self._lock = asyncio.Lock()
 
+    @property
+    def busy(self) -> bool:
+        """Whether usage is read or forecasts are made."""
+        return self._lock.locked()
+
     async def install(self, model: Model | None, source: str) -> None:
         """Put a model into service; until its first forecast is made, the old one serves.
 

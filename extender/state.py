@@ -36,6 +36,9 @@ from models.rolling import Forecast
 _SIFTED = 1000
 """Objects that are looked up in a new list at a time: a fraction of a millisecond."""
 
+_RENEWED = 2000
+"""Promises that are renewed at a time: two milliseconds of the event loop."""
+
 _REMEMBERED = 4096
 """Pods that are known to be gone, the newest: more than can be deleted while one event is late."""
 
@@ -223,7 +226,8 @@ class State:
         """Look at the promises that outlived their horizon: their pods run longer than expected.
 
         One is renewed where its node could make all its promises again for that horizon; what it
-        takes stays charged either way, until the pod ends.
+        takes stays charged either way, until the pod ends. So nothing is lost where more promises
+        than `_RENEWED` ended together, as after a restart, and the others wait for the next look.
         """
         late = self.ledger.overdue(now)
         if not late:
@@ -236,6 +240,7 @@ class State:
         for entry in late:
             covered = entry.millicpu == 0 or left[entry.rows[0], entry.horizon] >= 0
             (renewed if covered else overdue).append(entry)
+        del renewed[_RENEWED:]
         for entry in renewed:
             self.ledger.renew(entry.uid, now)
         return Renewals(tuple(renewed), tuple(overdue))

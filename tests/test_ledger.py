@@ -308,6 +308,11 @@ class Bookkeeping(RuleBasedStateMachine):
                 recount[list(entry.rows)] += entry.millicpu
         assert self.ledger.promised(5).tolist() == recount.tolist()
 
+    @invariant()
+    def what_is_bound_is_neither_held_nor_being_bound(self) -> None:
+        bound = [entry for entry in self.ledger.entries() if entry.stage is Stage.BOUND]
+        assert self.ledger.bound_millicpu() == sum(entry.millicpu for entry in bound)
+
 
 Bookkeeping.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 TestBookkeeping = Bookkeeping.TestCase

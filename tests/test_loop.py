@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from typing import cast
 
@@ -10,14 +12,14 @@ import msgspec
 import numpy as np
 import pytest
 
-from extender import lag
+from extender import lag, loops
 from extender.kube import KubeApi
 from extender.lag import PROBE_SECONDS, TURN_SECONDS, Turns, probe_lag
 from extender.ports import Feed
 from extender.reflector import Reflector
 from extender.telemetry import Telemetry
 from models.kube.types import Pod
-from tests.extender_world import pod_json
+from tests.extender_world import World, pod_json
 
 OBJECTS = 1000
 
@@ -93,6 +95,48 @@ async def test_a_turn_ends_when_its_time_has_run_out() -> None:
         now += TURN_SECONDS / 4
     task.cancel()
     assert others == [TURN_SECONDS]  # after four steps, and not again before four more
+
+
+class Ring:
+    """What only a collector frees: it holds itself."""
+
+    def __init__(self) -> None:
+        self.me = self
+
+
+@pytest.fixture
+def own_collector() -> Iterator[None]:
+    """What a server does to the process's garbage collector is undone."""
+    before = gc.get_threshold()
+    yield
+    gc.unfreeze()
+    gc.set_threshold(*before)
+
+
+async def turn(times: int = 20) -> None:
+    """Let whatever is due run."""
+    for _ in range(times):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.usefixtures("own_collector")
+async def test_garbage_waits_for_as_long_as_forecasts_are_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(loops, "_COLLECT_SECONDS", 0.0)
+    world = World()
+    world.sync()
+    task = asyncio.create_task(world.server.loops._collect())
+    await turn()
+    async with world.server.refresher._lock:
+        left = weakref.ref(Ring())
+        for _ in range(5_000):  # more than would send Python's own collector as it is set at first
+            [Ring()]
+        await turn()
+        assert left() is not None
+    await turn()
+    task.cancel()
+    assert left() is None
 
 
 async def test_the_probe_reports_how_late_it_woke() -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from extender import state
 from extender.inspection import describe_node, observe
 from extender.ledger import Stage
 from extender.locks import Lock
@@ -63,6 +64,18 @@ def test_a_promise_is_renewed_where_the_node_still_covers_all(world: World) -> N
     assert (until(world, "a"), until(world, "b")) == (2.0, 2.0)  # 6000 - 4000 - 2000 = 0
     assert metric(world, "archimedes_promises_renewed_total") == 2.0
     assert metric(world, "archimedes_promises_overdue") == 0.0
+
+
+def test_of_many_promises_that_end_together_some_wait_for_the_next_look(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state, "_RENEWED", 2)
+    for name in "abc":
+        run(world, name, 1000)
+    pass_time(world, HOUR)
+    assert [until(world, name) for name in "abc"] == [2.0, 2.0, 1.0]
+    pass_time(world, 15)
+    assert until(world, "c") == 2 + 15 / HOUR
 
 
 def test_what_the_node_cannot_cover_is_overdue_told_once_and_stays_charged(
