@@ -24,6 +24,7 @@ from extender.connections import Connections
 from extender.decision_log import DecisionLog
 from extender.events import Events
 from extender.handlers import Pages, Verbs
+from extender.lag import background_threads
 from extender.loops import Loops
 from extender.ports import Clock, Cluster, ModelSource
 from extender.recorder import Recorder
@@ -265,6 +266,7 @@ def run(server: Server) -> None:
 
 async def _serve(server: Server) -> None:
     stop = asyncio.Event()
+    asyncio.get_running_loop().set_default_executor(background_threads())
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     if server.parts.usage is None:

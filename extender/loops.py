@@ -36,7 +36,7 @@ set, or the process stood still."""
 
 _COLLECT_SECONDS = 1.0
 """Seconds between garbage collections while no forecast is made: each has a second's new objects to
-look through, half a millisecond. The lists of all pods that a refresh makes would take 20 ms."""
+look through, about a millisecond. The lists of all pods that a refresh makes would take 20 ms."""
 
 _GARBAGE = 100_000
 """New objects, some 20 MB, after which a collection comes in any case. Of what calls leave, only a

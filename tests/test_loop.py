@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
+import sys
+import threading
 import weakref
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from typing import cast
@@ -14,7 +17,14 @@ import pytest
 
 from extender import lag, loops
 from extender.kube import KubeApi
-from extender.lag import PROBE_SECONDS, TURN_SECONDS, Turns, probe_lag
+from extender.lag import (
+    NICENESS,
+    PROBE_SECONDS,
+    TURN_SECONDS,
+    Turns,
+    background_threads,
+    probe_lag,
+)
 from extender.ports import Feed
 from extender.reflector import Reflector
 from extender.telemetry import Telemetry
@@ -137,6 +147,17 @@ async def test_garbage_waits_for_as_long_as_forecasts_are_made(
     await turn()
     task.cancel()
     assert left() is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no niceness of their own")
+async def test_what_runs_beside_the_loop_leaves_it_the_cores() -> None:
+    def niceness() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    own = niceness()
+    asyncio.get_running_loop().set_default_executor(background_threads())
+    assert await asyncio.to_thread(niceness) == min(own + NICENESS, 19)
+    assert niceness() == own
 
 
 async def test_the_probe_reports_how_late_it_woke() -> None:
