@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import asynccontextmanager
 
 import numpy as np
@@ -122,7 +122,12 @@ async def test_what_an_api_server_answers_wrong_is_asked_again(
         return web.Response(body=json.dumps(EVENT).encode() + b"\n")
 
     retained: list[set[str]] = []
-    feed: Feed[Pod] = Feed(put, lambda _: None, lambda keys: retained.append({*keys}), lambda: None)
+
+    def sift(keys: Collection[str]) -> Iterator[None]:
+        retained.append({*keys})
+        yield
+
+    feed: Feed[Pod] = Feed(put, lambda _: None, sift, lambda: None)
     rng = np.random.default_rng(0)
     async with api(handler) as made, asyncio.timeout(20):
         running = asyncio.create_task(
