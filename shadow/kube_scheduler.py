@@ -83,9 +83,12 @@ class NodeState:
         # free, requested (CPU without and with a pod that is tried, memory likewise), unscored,
         # and what each of these six is a share of; of requests, half the share is needed.
         self._table: Floats = np.array(
-            [millicpu, memory, millicpu, slots, none, none, none, none]
-            + [MAX_NODE_SCORE * millicpu, MAX_NODE_SCORE * memory]
-            + [halves[CPU], halves[CPU], halves[MEMORY], halves[MEMORY], *scored],
+            [
+                *(millicpu, memory, millicpu, slots),
+                *(none, none, none, none),
+                *(MAX_NODE_SCORE * millicpu, MAX_NODE_SCORE * memory),
+                *(halves[CPU], halves[CPU], halves[MEMORY], halves[MEMORY], *scored),
+            ],
             np.float64,
         )
         self.free: Floats = self._table[:4]
@@ -146,8 +149,8 @@ class NodeState:
             return np.zeros(len(rows), np.int64)
         return self._scores(rows, request)[1]
 
-    def _scores(self, rows: Ints, request: Request) -> Ints:
-        """Both scores, [2, K], in as few operations as possible: the replay's inner loop.
+    def _scores(self, rows: Ints, request: Request) -> tuple[Ints, Ints]:
+        """Both scores, [K] each, in as few operations as possible: the replay's inner loop.
 
         The deviation of two fractions is half their difference, so halves of fractions will do.
         """
@@ -155,21 +158,21 @@ class NodeState:
         share = gathered[:6]
         share += request.tried
         share /= gathered[6:]
-        halves, left, balance = share[:4], share[4:], share[2:4]
+        halves, left = share[:4], share[4:]
         np.minimum(halves, 0.5, out=halves)
         np.maximum(left, 0.0, out=left)
         deviation = np.abs(halves[:2] - halves[2:])
-        np.subtract(1.0, deviation, out=balance)
-        balance *= MAX_NODE_SCORE
+        balanced = np.subtract(1.0, deviation, out=share[2:4])
+        balanced *= MAX_NODE_SCORE
         before, after, cpu, memory = percent = share[2:].astype(np.int64)
         if self._times is not None:
             percent[2:] *= self._times.take(rows)
-        scores: Ints = percent[:2]
         after -= before
-        np.add(cpu, memory, out=before)
-        scores >>= 1
-        after += 3 * MAX_NODE_SCORE // 4  # 50 + (50 + improvement) / 2
-        return scores
+        least, balance = before, after  # computed in place
+        np.add(cpu, memory, out=least)
+        percent[:2] >>= 1
+        balance += 3 * MAX_NODE_SCORE // 4  # 50 + (50 + improvement) / 2
+        return least, balance
 
 
 def sample_size(nodes: int) -> int:
