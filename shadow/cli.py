@@ -87,6 +87,10 @@ Jobs = Annotated[
         "--jobs", min=1, help="Replays at once, where there are several seeds. Default: each core."
     ),
 ]
+Dask = Annotated[
+    str | None,
+    typer.Option("--dask", help="Address of a Dask scheduler: replay on its workers instead."),
+]
 Evict = Annotated[
     bool, typer.Option("--evict", help="Evict offline pods from nodes above the ceiling.")
 ]
@@ -116,6 +120,7 @@ def replay(
     evict: Evict = False,
     seeds: Seeds = 1,
     jobs: Jobs = None,
+    dask: Dask = None,
     machines: Annotated[
         bool,
         typer.Option("--machines", help="Also count the machines that the same work needs."),
@@ -133,22 +138,21 @@ def replay(
     from shadow import machines as counting
     from shadow import report
     from shadow.figures import figures
-    from shadow.parallel import cores, replay_seeds
-    from shadow.seeds import mean_of
+    from shadow.parallel import cores
+    from shadow.seeds import Candidate, Replays, mean_of, replay_seeds
 
     read = read_trace(trace)
     chosen, own_policy = _model(model, tracking_uri), read_policy(policy)
     with _progress("replay") as step:
-        results = replay_seeds(
-            read,
-            chosen,
-            policy=own_policy,
+        seeded = replay_seeds(
+            Replays(read, (Candidate(chosen, own_policy),), time.perf_counter),
             options=options,
             seeds=seeds,
             jobs=jobs or cores(),
+            dask=dask,
             progress=step,
-            clock=time.perf_counter,
         )
+    results = [result for (result,) in seeded]
     found = mean_of([figures(result) for result in results])
     rows, shown = report.figure_rows(found), msgspec.to_builtins(found)
     if machines:
@@ -195,9 +199,9 @@ def compare(
     refresh_minutes: Refresh = 15,
     blur: Blur = 0.0,
     evict: Evict = False,
-    seeds: Annotated[
-        int, typer.Option("--seeds", min=1, help="Replay under so many seeds, from --seed on.")
-    ] = 1,
+    seeds: Seeds = 1,
+    jobs: Jobs = None,
+    dask: Dask = None,
     html: Html = None,
     log: Log = False,
     tracking_uri: TrackingUri = DEFAULT_TRACKING_URI,
@@ -209,7 +213,9 @@ def compare(
     )
     from models.trace import read_trace
     from shadow import report
-    from shadow.compare import Candidate, judge, replay_sides
+    from shadow.compare import judge, replay_sides
+    from shadow.parallel import cores
+    from shadow.seeds import Candidate
 
     read = read_trace(trace)
     candidates = [
@@ -217,7 +223,15 @@ def compare(
         for ref, file in ((champion, champion_policy), (challenger, challenger_policy))
     ]
     with _progress("compare") as step:
-        sides = replay_sides(read, *candidates, options=options, seeds=seeds, progress=step)
+        sides = replay_sides(
+            read,
+            *candidates,
+            options=options,
+            seeds=seeds,
+            jobs=jobs or cores(),
+            dask=dask,
+            progress=step,
+        )
     found = judge(sides)
     shown = msgspec.to_builtins(found)
     if html is not None:

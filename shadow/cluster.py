@@ -68,6 +68,7 @@ class Cluster:
         forecast, expected: [N, H] cores.
         profile: [24, N] cores by hour of day; usage: [N] cores in the newest window.
         emptied: [N] millicores that could be promised with nothing on the node.
+        promised: [N] millicores charged in the ledger, kept up to date.
     """
 
     def __init__(self, fleet: Fleet, policy: Policy, max_pods: int, *, forecasting: bool) -> None:
@@ -78,6 +79,7 @@ class Cluster:
         self.expected: Floats = np.zeros((len(fleet), H), order="F")
         self.profile: Floats32 = np.zeros((HOURS, len(fleet)), np.float32)
         self.usage: Floats = np.full(len(fleet), np.nan)
+        self.promised: Ints = np.zeros(len(fleet), np.int64)
         self._policy = policy
         self._forecasting = forecasting
         self._index = {name: row for row, name in enumerate(fleet.names)}
@@ -100,7 +102,7 @@ class Cluster:
             self.forecast[row] += added / 1000
             self.expected[row] += added / 1000
             self.profile[:, row] += added / 1000 if known is None else known
-            self._changed(row)
+            self._outdated.add(row)
         else:
             self._count_requests(row)
 
@@ -120,20 +122,20 @@ class Cluster:
             RuntimeError: less is left than was decided on, which one thread cannot see.
         """
         free = int(self.free[row, horizon])
-        available = max(free - int(self.ledger.charged(len(self.nodes), uid)[row]), 0)
+        available = max(free - int(self.promised[row]), 0)
         ask = request.extended
         if not self.ledger.reserve(uid, uid, ask, horizon, row, available, time, np.inf):
             raise RuntimeError(f"{uid} was decided on row {row}, which has {available} of {ask} m")
         self.ledger.confirm(uid, uid, ask, horizon, row, time)
+        self.promised[row] += ask
         self.nodes.add(row, request)
-        self._snapshot = None
         return free
 
     def release(self, row: int, uid: str, request: Request) -> None:
         """An offline pod ends or is evicted."""
         self.ledger.release(uid)
+        self.promised[row] -= request.extended
         self.nodes.remove(row, request)
-        self._snapshot = None
 
     def refresh(self, forecast: Floats, expected: Floats, rhythm: Rhythm) -> None:
         """Take over new forecasts, [N, H] cores, and when nodes use CPU.
@@ -169,11 +171,10 @@ class Cluster:
                 self.allocatable[rows], self.forecast[rows], self._policy
             )
             self._outdated.clear()
-            self._snapshot = None
         return self._free
 
     def snapshot(self, time: int, version: str, *, offline: bool) -> Snapshot:
-        """The view on which the next pod is decided.
+        """The view on which the next pod is decided, of arrays that change as pods come and go.
 
         What is reclaimable is brought up to date for offline pods only: online ones are ranked by
         the forecast, and a replay that fills a cluster would spend a tenth of its time on it.
@@ -192,7 +193,7 @@ class Cluster:
                 self.usage,
                 free,
                 self.emptied,
-                self.ledger.charged(len(self.nodes)),
+                self.promised,
                 self._blocked,
                 self._age,
                 version,
@@ -203,7 +204,7 @@ class Cluster:
         """The most that any node has left, [H + 1] millicores: by horizon, then ordinary CPU."""
         room = np.zeros(H + 1, np.int64)
         here = self.nodes.free[SLOTS] > 0
-        left = self.free - self.ledger.charged(len(self.nodes))[:, None]
+        left = self.free - self.promised[:, None]
         room[:H] = left[here & (self._blocked == Reason.FITS)].max(axis=0, initial=0)
         room[ORDINARY] = self.nodes.free[CPU].max(initial=0, where=here)
         return room
@@ -219,8 +220,4 @@ class Cluster:
         self.forecast[row] = requested
         self.expected[row] = requested
         self.profile[:, row] = requested
-        self._changed(row)
-
-    def _changed(self, row: int) -> None:
         self._outdated.add(row)
-        self._snapshot = None

@@ -8,18 +8,15 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-from models.model import Model
-from models.policy import Policy
 from models.trace import Trace
 from shadow.bootstrap import Interval, Weights
 from shadow.cells import block_hours, cells_of
 from shadow.cohorts import Cohort, cohorts
 from shadow.figures import Figures, figures
 from shadow.options import ReplayOptions
-from shadow.replay import Progress, replay_scenario
+from shadow.replay import Progress
 from shadow.result import ReplayResult
-from shadow.scenario import build_scenario
-from shadow.seeds import mean_of
+from shadow.seeds import Candidate, Replays, mean_of, replay_seeds
 
 TOLERATED = 1.5
 """Times the target that a violation rate may reach, as in the evaluation: 1.5 % for 1 %."""
@@ -73,14 +70,6 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
-    """What decides: a model (None: requests) and a policy (None: the model's own)."""
-
-    model: Model | None
-    policy: Policy | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Sides:
     """The replays of champion and challenger, one for each seed, in the same order."""
 
@@ -114,6 +103,8 @@ def replay_sides(
     *,
     options: ReplayOptions | None = None,
     seeds: int = 1,
+    jobs: int = 1,
+    dask: str | None = None,
     progress: Progress | None = None,
 ) -> Sides:
     """Replay a trace under both, who meet the same nodes, pods, usage and seeds.
@@ -122,30 +113,21 @@ def replay_sides(
         trace: what is replayed.
         champion, challenger: model and policy of each side.
         options: see `ReplayOptions`.
-        seeds: so many, from the options' seed on.
-        progress: called with the share that is done of all replays.
+        seeds, jobs, dask, progress: see `shadow.seeds.replay_seeds`.
 
     Raises:
         TraceError: as `shadow.replay.replay`.
+        SettingsError: as `shadow.seeds.replay_seeds`.
     """
-    options = options or ReplayOptions()
-    report, total = progress or (lambda _: None), 2 * seeds
-    results: list[ReplayResult] = []
-    for seed in range(options.seed, options.seed + seeds):
-        seeded = msgspec.structs.replace(options, seed=seed)
-        scenario = build_scenario(trace, seeded)
-        for side in (champion, challenger):
-            done = len(results)
-            results.append(
-                replay_scenario(
-                    scenario,
-                    side.model,
-                    policy=side.policy,
-                    options=seeded,
-                    progress=lambda part, done=done: report((done + part) / total),  # type: ignore[misc]
-                )
-            )
-    return Sides(tuple(results[::2]), tuple(results[1::2]))
+    results = replay_seeds(
+        Replays(trace, (champion, challenger)),
+        options=options or ReplayOptions(),
+        seeds=seeds,
+        jobs=jobs,
+        dask=dask,
+        progress=progress,
+    )
+    return Sides(*(tuple(side) for side in zip(*results, strict=True)))
 
 
 def judge(sides: Sides, target: float | None = None) -> Comparison:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from models.arrays import Bools, Ints
+from models.arrays import Bools, Floats, Ints
 
 MAX_NODE_SCORE = 100
 DEFAULT_MILLICPU = 100
@@ -22,7 +22,7 @@ DEFAULT_MEMORY = 200 * 1024 * 1024
 MIN_FEASIBLE = 100
 """Below this number of nodes all of them are looked at (`minFeasibleNodesToFind`)."""
 CPU, MEMORY, EXTENDED, SLOTS = range(4)
-_UNSCORED, _DIVISOR = slice(6, 8), slice(8, 10)
+_REQUESTED, _UNSCORED, _DIVISOR = slice(4, 8, 2), slice(8, 10), slice(10, 16)
 GONE = 2**40
 """Slots that a node which is not here lacks: more than any node has."""
 
@@ -34,66 +34,80 @@ class Request:
     millicpu and extended in millicores, memory in bytes. ``extended`` is the ask for reclaimed CPU.
 
     Fields that follow from these, in the shape in which `NodeState` needs them:
-        counts: [8] what changes in its table where the pod runs.
-        ordinary: [2, 2, 1] without the pod and with it, CPU and memory.
-        scored: [2, 1] CPU and memory that it is scored with.
+        counts: [10] what changes in its table where the pod runs.
+        tried: [6, 1] what would change of it in what a score reads, if the pod ran there.
     """
 
     millicpu: int
     memory: int
     extended: int
-    counts: Ints = field(init=False, repr=False, compare=False)
-    ordinary: Ints = field(init=False, repr=False, compare=False)
-    scored: Ints = field(init=False, repr=False, compare=False)
+    counts: Floats = field(init=False, repr=False, compare=False)
+    tried: Floats = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Make the arrays once: pods that ask for the same share them."""
         cpu, memory = self.millicpu, self.memory
-        scored = [cpu or DEFAULT_MILLICPU, memory or DEFAULT_MEMORY]
-        counts = np.array([-cpu, -memory, -self.extended, -1, cpu, memory, -scored[0], -scored[1]])
+        taken = [
+            -MAX_NODE_SCORE * (cpu or DEFAULT_MILLICPU),
+            -MAX_NODE_SCORE * (memory or DEFAULT_MEMORY),
+        ]
+        free = [-cpu, -memory, -self.extended, -1]
+        counts = np.array([*free, cpu, cpu, memory, memory, *taken], np.float64)
+        tried = np.array([0, cpu, 0, memory, *taken], np.float64)[:, None]
         object.__setattr__(self, "counts", counts)
-        object.__setattr__(self, "ordinary", np.array([[[0], [0]], [[cpu], [memory]]]))
-        object.__setattr__(self, "scored", np.array(scored)[:, None])
+        object.__setattr__(self, "tried", tried)
 
 
 class NodeState:
     """What kube-scheduler's cache holds of N nodes; all here that changes.
+
+    All are whole numbers below 2^53, which floats hold exactly.
 
     Fields:
         allocatable: [2, N] millicores and bytes; 0 where a node does not say.
         free: [4, N] what NodeResourcesFit may still give: CPU and MEMORY by requests, EXTENDED, and
             pod SLOTS. Negative where the trace itself put too much on a node.
         requested: [2, N] of CPU and MEMORY.
-        unscored: [2, N] what its score takes for free: pods that request nothing count as well.
+        unscored: [2, N] a hundred times what its score takes for free: pods that request nothing
+            count as well.
         here: how many nodes are here; the others have no slots.
     """
 
     def __init__(self, millicpu: Ints, memory: Ints, max_pods: int) -> None:
-        slots = np.full(len(millicpu), max_pods, np.int64)
-        none = np.zeros_like(slots)
-        # One table, so that one operation counts a pod and one gathers what a score needs.
-        self._table: Ints = np.stack(
-            [millicpu, memory, millicpu, slots, none, none, millicpu, memory, millicpu, memory]
-        ).astype(np.int64)
-        np.maximum(self._table[_DIVISOR], 1, out=self._table[_DIVISOR])
-        self.free: Ints = self._table[:4]
-        self.requested: Ints = self._table[4:6]
-        self.unscored: Ints = self._table[_UNSCORED]
-        self.allocatable: Ints = self.free[:EXTENDED].copy()
-        self._both: Bools = (millicpu > 0) & (memory > 0)
-        self._all_both = bool(self._both.all())
-        self.here = len(millicpu)
+        both = (millicpu > 0) & (memory > 0)
+        none, slots = np.zeros(len(both)), np.full(len(both), max_pods)
+        # A node with only one of the two resources is always balanced, and scored by that one.
+        halves = [np.where(both, 2.0 * have, np.inf) for have in (millicpu, memory)]
+        scored = [np.maximum(have, 1) for have in (millicpu, memory)]
+        # One table, so that one operation counts a pod and one gathers what a score needs:
+        # free, requested (CPU without and with a pod that is tried, memory likewise), unscored,
+        # and what each of these six is a share of; of requests, half the share is needed.
+        self._table: Floats = np.array(
+            [
+                *(millicpu, memory, millicpu, slots),
+                *(none, none, none, none),
+                *(MAX_NODE_SCORE * millicpu, MAX_NODE_SCORE * memory),
+                *(halves[CPU], halves[CPU], halves[MEMORY], halves[MEMORY], *scored),
+            ],
+            np.float64,
+        )
+        self.free: Floats = self._table[:4]
+        self.requested: Floats = self._table[_REQUESTED]
+        self.unscored: Floats = self._table[_UNSCORED]
+        self.allocatable: Floats = self.free[:EXTENDED].copy()
+        self._times: Ints | None = None if both.all() else np.where(both, 1, 2)
+        self.here = len(both)
 
     def __len__(self) -> int:
         return int(self.free.shape[1])
 
     def add(self, row: int, request: Request) -> None:
         """Count a pod on a node."""
-        self._table[:8, row] += request.counts
+        self._table[:10, row] += request.counts
 
     def remove(self, row: int, request: Request) -> None:
         """Stop counting a pod on a node."""
-        self._table[:8, row] -= request.counts
+        self._table[:10, row] -= request.counts
 
     def leave(self, row: int) -> None:
         """A node goes away: nothing fits on it."""
@@ -117,16 +131,13 @@ class NodeState:
         return fit
 
     def score(self, rows: Ints, request: Request) -> Ints:
-        """The sum of both scores; what they read is gathered once."""
-        gathered = self._table[4:].take(rows, axis=1)
-        score = self._least(gathered, rows, request)
-        if request.millicpu or request.memory:
-            score += self._balance(gathered, rows, request)
-        return score
+        """The sum of both scores, [K]."""
+        least, balance = self._scores(rows, request)
+        return least + balance if request.millicpu or request.memory else least
 
     def least_allocated(self, rows: Ints, request: Request) -> Ints:
         """NodeResourcesFit's score, 0..100: the mean over CPU and memory of the share left free."""
-        return self._least(self._table[4:].take(rows, axis=1), rows, request)
+        return self._scores(rows, request)[0]
 
     def balanced_allocation(self, rows: Ints, request: Request) -> Ints:
         """NodeResourcesBalancedAllocation's score, 50..100, or 0 for a pod without requests.
@@ -136,31 +147,32 @@ class NodeState:
         """
         if not (request.millicpu or request.memory):
             return np.zeros(len(rows), np.int64)
-        return self._balance(self._table[4:].take(rows, axis=1), rows, request)
+        return self._scores(rows, request)[1]
 
-    def _least(self, gathered: Ints, rows: Ints, request: Request) -> Ints:
-        left = gathered[2:4] - request.scored
-        np.maximum(left, 0, out=left)
-        left *= MAX_NODE_SCORE
-        left //= gathered[4:]
-        mean: Ints = left[CPU] + left[MEMORY]
-        # A node with only one of the two resources is scored by that one.
-        mean //= 2 if self._all_both else np.where(self._both.take(rows), 2, 1)
-        return mean
+    def _scores(self, rows: Ints, request: Request) -> tuple[Ints, Ints]:
+        """Both scores, [K] each, in as few operations as possible: the replay's inner loop.
 
-    def _balance(self, gathered: Ints, rows: Ints, request: Request) -> Ints:
-        fraction = (gathered[:2] + request.ordinary) / gathered[4:]
-        np.minimum(fraction, 1.0, out=fraction)
-        deviation = np.abs(fraction[:, CPU] - fraction[:, MEMORY])
-        # A node with only one of the two resources is always balanced.
-        deviation *= 0.5 if self._all_both else np.where(self._both.take(rows), 0.5, 0.0)
-        before, after = ((1 - deviation) * MAX_NODE_SCORE).astype(np.int64)
+        The deviation of two fractions is half their difference, so halves of fractions will do.
+        """
+        gathered = self._table[4:].take(rows, axis=1)
+        share = gathered[:6]
+        share += request.tried
+        share /= gathered[6:]
+        halves, left = share[:4], share[4:]
+        np.minimum(halves, 0.5, out=halves)
+        np.maximum(left, 0.0, out=left)
+        deviation = np.abs(halves[:2] - halves[2:])
+        balanced = np.subtract(1.0, deviation, out=share[2:4])
+        balanced *= MAX_NODE_SCORE
+        before, after, cpu, memory = percent = share[2:].astype(np.int64)
+        if self._times is not None:
+            percent[2:] *= self._times.take(rows)
         after -= before
-        after += MAX_NODE_SCORE // 2
-        after //= 2
-        after += MAX_NODE_SCORE // 2
-        score: Ints = after
-        return score
+        least, balance = before, after  # computed in place
+        np.add(cpu, memory, out=least)
+        percent[:2] >>= 1
+        balance += 3 * MAX_NODE_SCORE // 4  # 50 + (50 + improvement) / 2
+        return least, balance
 
 
 def sample_size(nodes: int) -> int:
@@ -182,14 +194,17 @@ def sample(fit: Bools, start: int, want: int) -> tuple[Ints, int]:
         Rows in the order in which they were found, and the row at which the next search begins.
     """
     rows = fit.nonzero()[0]
-    split = int(rows.searchsorted(start))
-    rows = np.concatenate((rows[split:], rows[:split]))
-    if len(rows) <= want:
-        return rows, start  # every node was looked at
-    return rows[:want], int(rows[want])  # one more that fits ends the search
+    split = np.count_nonzero(fit[:start])
+    if len(rows) <= want:  # every node is looked at
+        return np.concatenate((rows[split:], rows[:split])), start
+    stop = split + want  # one more that fits ends the search
+    if stop < len(rows):
+        return rows[split:stop], int(rows[stop])
+    stop -= len(rows)
+    return np.concatenate((rows[split:], rows[:stop])), int(rows[stop])
 
 
 def pick(score: Ints, rng: np.random.Generator) -> int:
     """Position of the highest score, any of them where several are equal (`selectHost`)."""
-    best = (score == score.max()).nonzero()[0]
+    best = (score == score[score.argmax()]).nonzero()[0]
     return int(best[int(rng.random() * len(best))])

@@ -1,27 +1,33 @@
-"""Many replays at once, each in a process of its own."""
+"""Many calls at once, in processes of this machine or on a Dask cluster."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    wait,
+)
 from contextlib import contextmanager
-from typing import TypeVar
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context, parent_process
+from multiprocessing.process import BaseProcess
+from threading import Thread
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+from uuid import uuid4
 
-import msgspec
+from threadpoolctl import threadpool_limits
 
-from models.model import Model
-from models.policy import Policy
-from models.trace import Trace
-from shadow.options import ReplayOptions
-from shadow.replay import Clock, Progress, replay
-from shadow.result import ReplayResult
+from models.errors import SettingsError
 
+Given = TypeVar("Given")
+Arguments = ParamSpec("Arguments")
 Answer = TypeVar("Answer")
-
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS")
-"""What tells the numerical libraries how many threads to start; they read it when they load."""
 
 
 def cores() -> int:
@@ -29,109 +35,156 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@dataclass(frozen=True, slots=True)
+class Workers(Generic[Arguments, Answer]):
+    """Where work is done: an executor, what it is to call, and how many calls at a time."""
+
+    executor: Executor
+    call: Callable[Arguments, Answer]
+    jobs: int
+
+
+@contextmanager
+def workers(
+    given: Given,
+    work: Callable[Concatenate[Given, Arguments], Answer],
+    jobs: int,
+    dask: str | None = None,
+) -> Iterator[Workers[Arguments, Answer]]:
+    """This process for one job, else a process for each; or the threads of a Dask cluster.
+
+    Each process gets what is given once, when it starts, and computes with one thread. What was
+    not begun is dropped where the block fails.
+
+    Args:
+        given: what all calls are about, such as a trace.
+        work: a function of a module, called with what is given and the arguments of each call.
+        jobs: how many at a time, where there is no cluster.
+        dask: address of a Dask scheduler, whose workers need this package.
+
+    Raises:
+        SettingsError: no Dask scheduler answers, or it has no workers.
+    """
+    token = uuid4().hex
+    call: Callable[..., Answer] = partial(_call, token, work)
+    if dask is not None:
+        with _cluster(dask, token, given) as (executor, threads):
+            yield Workers(executor, call, threads)
+    elif jobs == 1:
+        with ThreadPoolExecutor(1) as executor:
+            yield Workers(executor, partial(work, given), 1)
+    else:
+        # Spawned: a fork would copy the locks of the threads that polars and LightGBM have started.
+        with ProcessPoolExecutor(
+            jobs, mp_context=get_context("spawn"), initializer=_begin, initargs=(token, given)
+        ) as executor:
+            try:
+                yield Workers(executor, call, jobs)
+            finally:
+                executor.shutdown(wait=True, cancel_futures=True)
+
+
 def each(
+    given: Given,
     work: Callable[..., Answer],
     calls: Sequence[Sequence[object]],
     *,
     jobs: int,
+    dask: str | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> list[Answer]:
-    """Call a function with each set of arguments, ``jobs`` at a time; answers in the given order.
-
-    Processes are spawned, not forked: locks of threads that other libraries started would stay
-    locked in a fork. Each computes with one thread, as there is a process for each core. With one
-    job, or one call, all is done here.
+    """Work with each set of arguments; answers in the given order.
 
     Args:
-        work: a function of a module, as processes find it by name.
-        calls: its arguments; these and the answers must be picklable.
-        jobs: processes, at least 1.
+        given, work, dask: see `workers`.
+        calls: the arguments; these and the answers must be picklable.
+        jobs: how many at a time, where there is no cluster.
         progress: called with the share of calls that are done.
 
     Raises:
         Exception: the first that a call raised, as it raised it; calls not begun are dropped.
+        SettingsError: as `workers`.
     """
-    step = progress or (lambda _: None)
-    if jobs <= 1 or len(calls) <= 1:
-        answers = []
-        for number, arguments in enumerate(calls, start=1):
-            answers.append(work(*arguments))
-            step(number / len(calls))
-        return answers
-    with _one_thread(os.environ), _pool(min(jobs, len(calls))) as pool:
-        futures = [pool.submit(work, *arguments) for arguments in calls]
-        _watch(futures, step)
+    with workers(given, work, max(min(jobs, len(calls)), 1), dask) as crew:
+        futures = [crew.executor.submit(crew.call, *arguments) for arguments in calls]
+        try:
+            _watch(futures, progress or (lambda _: None))
+        finally:
+            for future in futures:
+                future.cancel()
         return [future.result() for future in futures]
-
-
-def replay_seeds(
-    trace: Trace,
-    model: Model | None,
-    *,
-    policy: Policy | None,
-    options: ReplayOptions,
-    seeds: int,
-    jobs: int,
-    progress: Progress | None = None,
-    clock: Clock | None = None,
-) -> list[ReplayResult]:
-    """Replay a trace under so many seeds, from that of the options on; see `shadow.replay.replay`.
-
-    Raises:
-        TraceError: as `shadow.replay.replay`.
-    """
-    if seeds == 1:
-        return [
-            replay(trace, model, policy=policy, options=options, progress=progress, clock=clock)
-        ]
-    seeded = [
-        msgspec.structs.replace(options, seed=options.seed + number) for number in range(seeds)
-    ]
-    calls = [(trace, model, policy, own, clock) for own in seeded]
-    return each(_replayed, calls, jobs=jobs, progress=progress)
-
-
-def _replayed(
-    trace: Trace,
-    model: Model | None,
-    policy: Policy | None,
-    options: ReplayOptions,
-    clock: Clock | None,
-) -> ReplayResult:
-    return replay(trace, model, policy=policy, options=options, clock=clock)
 
 
 def _watch(futures: Sequence[Future[Answer]], step: Callable[[float], None]) -> None:
     """Wait for all, or for the first that fails."""
     waiting: Iterable[Future[Answer]] = futures
     while waiting:
-        done, left = wait(waiting, return_when=FIRST_COMPLETED)
+        done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
         for future in done:
             future.result()
-        waiting = left
-        step(1 - len(left) / len(futures))
+        step(1 - len(waiting) / len(futures))
 
 
 @contextmanager
-def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
-    """A pool that drops what has not begun when the block fails."""
-    pool = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
+def _cluster(address: str, token: str, given: object) -> Iterator[tuple[Executor, int]]:
+    """A Dask cluster's executor, and how many threads its workers have."""
+    from distributed import Client, WorkerPlugin
+
+    class Settle(WorkerPlugin):  # workers that join later get it too
+        """Hands what is given to every worker process.
+
+        It travels by value, with copies of the globals that it names, so it only calls functions.
+        """
+
+        def setup(self, worker: object) -> None:  # noqa: ARG002
+            _settle(token, given)
+
+        def teardown(self, worker: object) -> None:  # noqa: ARG002
+            _forget(token)
+
     try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
+        client = Client(address, timeout=_PATIENCE)
+    except (OSError, ValueError) as e:
+        raise SettingsError(f"no Dask scheduler answers at {address}: {e}") from e
+    with client:
+        threads = sum(client.nthreads().values())
+        if threads == 0:
+            raise SettingsError(f"the Dask scheduler at {address} has no workers; start some")
+        client.register_plugin(Settle(), name=token)
+        try:
+            yield client.get_executor(), threads
+        finally:
+            client.unregister_worker_plugin(token)
 
 
-@contextmanager
-def _one_thread(environment: dict[str, str] | os._Environ[str]) -> Iterator[None]:
-    """Let processes that start in the block compute with one thread."""
-    before: Mapping[str, str | None] = {name: environment.get(name) for name in _THREADS}
-    environment.update(dict.fromkeys(_THREADS, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del environment[name]
-            else:
-                environment[name] = value
+_PATIENCE = "10s"
+"""How long a Dask scheduler may take to answer."""
+
+_settled: dict[str, Any] = {}
+"""What this worker process was given, by whom: a cluster may serve several at once."""
+
+
+def _begin(token: str, given: object) -> None:
+    """Start a worker process, which must not outlive a parent that was killed."""
+    parent = parent_process()
+    if parent is not None:
+        Thread(target=_follow, args=(parent,), daemon=True).start()
+    _settle(token, given)
+
+
+def _follow(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
+
+
+def _settle(token: str, given: object) -> None:
+    _settled[token] = given
+
+
+def _forget(token: str) -> None:
+    _settled.pop(token, None)
+
+
+def _call(token: str, work: Callable[..., Answer], *arguments: object) -> Answer:
+    threadpool_limits(1)  # of the thread that computes: OpenMP counts for each on its own
+    return work(_settled[token], *arguments)

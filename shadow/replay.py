@@ -8,7 +8,7 @@ from itertools import count
 
 import numpy as np
 
-from extender.decide import MAX_SCORE, Ask, Habit, Verdicts, decide, to_wire_scores
+from extender.decide import MAX_SCORE, NOTHING_KNOWN, Ask, Habit, Verdicts, decide, to_wire_scores
 from extender.snapshot import Reason
 from models.arrays import Floats, Floats32, Ints
 from models.grid import WINDOW
@@ -208,8 +208,8 @@ class _Replay:
                 if len(rows) < self._want:  # it saw every node that the pod could use
                     self._note_no_room(pod)
                 return Reason(int(np.bincount(verdicts.reason).argmax())).name.lower()
-            rows = rows[passed]
-            ranks = np.array(to_wire_scores(verdicts.score[passed]), np.int64)
+            rows = rows.take(passed)
+            ranks = np.array(to_wire_scores(verdicts.score.take(passed)), np.int64)
         if len(rows) == 1:
             return int(rows[0])
         score = nodes.score(rows, request)
@@ -227,7 +227,8 @@ class _Replay:
         millicpu = request.extended if offline else request.millicpu
         ask = Ask(millicpu, self._horizon[pod], offline)
         snapshot = self._cluster.snapshot(time, self._version, offline=offline)
-        habit = Habit(self._known(pod))
+        known = self._known(pod)
+        habit = NOTHING_KNOWN if known is None else Habit(known)
         return decide(snapshot, rows, ask, self._policy, self._options.candidates, habit)
 
     def _known(self, pod: int) -> Floats32 | None:
@@ -393,7 +394,7 @@ class _Replay:
 
     def _evict(self, used: Floats, time: int) -> None:
         """Stop the newest offline pods of hot nodes until what is left fits under the ceiling."""
-        promised = self._cluster.ledger.charged(len(used)) / 1000
+        promised = self._cluster.promised / 1000
         excess = used + promised - self._cluster.allocatable * self._policy.ceiling
         for pod, run in reversed(list(self._running.items())):
             row = self._record.node[run]

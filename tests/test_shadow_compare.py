@@ -12,7 +12,6 @@ from models.policy import Policy
 from shadow.bootstrap import Interval, Weights
 from shadow.cohorts import Cohort
 from shadow.compare import (
-    Candidate,
     Comparison,
     Sides,
     compare,
@@ -23,7 +22,7 @@ from shadow.compare import (
 from shadow.figures import figures
 from shadow.options import ReplayOptions
 from shadow.replay import replay
-from shadow.seeds import mean_of
+from shadow.seeds import Candidate, mean_of
 from shadow.utilisation import Utilisation
 from tests.shadow_traces import constant, nodes_table, recent, tidal_trace
 

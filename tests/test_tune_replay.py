@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import select
-import signal
 from dataclasses import replace
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import msgspec
@@ -17,10 +12,10 @@ import pytest
 from typer.testing import CliRunner
 
 from archimedes.cli import assemble
-from archimedes.tune.arena import build_arena, workers
+from archimedes.tune.arena import Arena, build_arena
 from archimedes.tune.run import DAY, Outcome, Task, Tuned, split_days, tune
 from models.artifact import load_model
-from models.errors import ArchimedesError, SettingsError, TraceError
+from models.errors import ArchimedesError, TraceError
 from models.policy import Policy
 from models.refs import resolve_model
 from models.registry import Registry
@@ -29,6 +24,7 @@ from shadow.cli import read_policy
 from shadow.compare import FULL, judge
 from shadow.figures import figures, overload_windows
 from shadow.options import ReplayOptions
+from shadow.parallel import workers
 from shadow.replay import replay, replay_scenario
 from shadow.series import node_series
 from tests.shadow_traces import START, recent, tidal_trace
@@ -160,33 +156,10 @@ def test_a_measurement_is_that_of_a_replay() -> None:
 def test_processes_measure_what_this_one_does() -> None:
     arena = build_arena(busy_trace(), None, ReplayOptions(refresh=3600, hours=6), seeds=1)
     wanted = [Policy(), Policy(ceiling=0.8)]
-    with workers(arena, 2) as crew:
-        found = list(crew.executor.map(crew.evaluate, wanted))
+    with workers(arena, Arena.measure, 2) as crew:
+        found = list(crew.executor.map(crew.call, wanted))
     assert crew.jobs == 2
     assert found == [arena.measure(policy) for policy in wanted]
-
-
-def mortal_parent(pipe: Connection) -> None:
-    """A search whose process dies while its workers live; tells their ids first."""
-    arena = build_arena(busy_trace(), None, ReplayOptions(refresh=3600, hours=1), seeds=1)
-    with workers(arena, 2) as crew:
-        crew.executor.submit(crew.evaluate, Policy()).result()
-        pipe.send([child.pid for child in multiprocessing.active_children()])
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_workers_end_with_a_search_that_was_killed() -> None:
-    spawn = multiprocessing.get_context("spawn")
-    ours, theirs = spawn.Pipe()
-    search = spawn.Process(target=mortal_parent, args=(theirs,))
-    search.start()
-    watched = [os.pidfd_open(pid) for pid in ours.recv()]
-    search.join()
-    assert watched
-    for worker in watched:
-        ended, _, _ = select.select([worker], [], [], 60)
-        assert ended, "a worker outlived its search"
-        os.close(worker)
 
 
 def test_a_dask_cluster_measures_what_this_process_does() -> None:
@@ -201,22 +174,15 @@ def test_a_dask_cluster_measures_what_this_process_does() -> None:
     with local as cluster:
         address = cluster.scheduler_address
         # Two searches at once on one cluster, each with its own days.
-        with workers(arenas[0], 1, address) as one, workers(arenas[1], 1, address) as other:
+        with (
+            workers(arenas[0], Arena.measure, 1, address) as one,
+            workers(arenas[1], Arena.measure, 1, address) as other,
+        ):
             assert (one.jobs, other.jobs) == (2, 2)
             for crew, arena in ((one, arenas[0]), (other, arenas[1])):
-                futures = [crew.executor.submit(crew.evaluate, policy) for policy in wanted]
+                futures = [crew.executor.submit(crew.call, policy) for policy in wanted]
                 found = [future.result(timeout=60) for future in futures]
                 assert found == [arena.measure(policy) for policy in wanted]
-
-
-def test_a_dask_scheduler_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("archimedes.tune.arena._PATIENCE", "1s")
-    arena = build_arena(busy_trace(), None, ReplayOptions(refresh=3600, hours=1), seeds=1)
-    with (
-        pytest.raises(SettingsError, match="no Dask scheduler answers at tcp://127"),
-        workers(arena, 1, "tcp://127.0.0.1:1"),
-    ):
-        pass
 
 
 def test_known_at_cuts_pods_and_usage() -> None:

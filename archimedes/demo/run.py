@@ -27,11 +27,12 @@ from models.registry import Registry
 from models.trace import Trace, digest, usage_grid
 from models.usage_source import PrometheusSettings
 from models.versions import FORECASTER_TAG, TARGET_TAG, TRACE_TAG
-from shadow.compare import Candidate, Comparison, compare
+from shadow.compare import Comparison, compare
 from shadow.kube_scheduler import NodeState
 from shadow.machines import Machines, machines
 from shadow.options import ReplayOptions
 from shadow.result import ReplayResult
+from shadow.seeds import Candidate
 from trainer.fit import calibrate_model
 from trainer.machines import placement_of
 from trainer.train import register, train

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 import msgspec
 
 from archimedes.progress import Step
-from archimedes.tune.arena import Arena, build_arena, workers
+from archimedes.tune.arena import Arena, build_arena
 from models.artifact import save_model
 from models.errors import TraceError
 from models.grid import WINDOW
@@ -18,9 +18,11 @@ from models.policy import Policy
 from models.registry import Registry
 from models.trace import Trace, digest, known_at, usage_grid
 from models.versions import FORECASTER_TAG, REVISION_TAG, TARGET_TAG, TRACE_TAG, DataSource
-from shadow.compare import Candidate, Comparison, Sides, judge, replay_sides
+from shadow.compare import Comparison, Sides, judge, replay_sides
 from shadow.options import ReplayOptions
+from shadow.parallel import workers
 from shadow.scenario import LEARN
+from shadow.seeds import Candidate
 from trainer.search_space import Dimension
 from trainer.train import git_revision
 from trainer.tune import Attempt, Budget, Search, search_policy, study_of
@@ -86,7 +88,7 @@ class Task:
 
     space, trials: see `trainer.tune.Search`. violation_budget, overload_budget: None for what the
     policy's target accepts, or what the given policy causes on the training days where that is
-    more. jobs, dask: see `archimedes.tune.arena.workers`. seeds: streams of offline pods, in the
+    more. jobs, dask: see `shadow.parallel.workers`. seeds: streams of offline pods, in the
     search and in judging. options: of every replay but for start and hours.
     """
 
@@ -171,12 +173,12 @@ def tune(task: Task, step: Step) -> Outcome:
     )
     with (
         study_of(search, task.study) as study,
-        workers(arena, task.jobs, task.dask) as crew,
+        workers(arena, Arena.measure, task.jobs, task.dask) as crew,
     ):
         found = search_policy(
             study,
             search,
-            crew.evaluate,
+            crew.call,
             crew.executor,
             jobs=crew.jobs,
             progress=lambda done: step("searching", done),
@@ -190,6 +192,8 @@ def tune(task: Task, step: Step) -> Outcome:
             Candidate(task.model, best.policy),
             options=_on(task.options, task.judged),
             seeds=task.seeds,
+            jobs=task.jobs,
+            dask=task.dask,
             progress=lambda done: step("judging on later days", done),
         )
         comparison = judge(sides, target=budget.violation_rate)
