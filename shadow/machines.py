@@ -66,12 +66,13 @@ def machines(
 ) -> Machines:
     """Count the machines for the work that reclaiming gets done on the trace's own number of them.
 
-    Held equal on both sides: the kind of machine (the mean of the trace's nodes), the online pods
-    with their usage, the stream of offline pods, kube-scheduler, seed and period. Online pods are
-    placed anew, largest first, and each must find a node as soon as it arrives. The work is what
-    the replay with reclaiming does on the present number of machines; every other number must run
-    at least as many offline core-hours (less `TOLERANCE`), with a mean wait no longer (plus
-    `TOLERANCE` and a minute). CPU that online pods needed themselves counts for nobody.
+    Held equal on both sides: the kind of machine (the mean of the trace's nodes over time), the
+    online pods with their usage, the stream of offline pods, kube-scheduler, seed and period.
+    Online pods are placed anew, largest first, and each must find a node as soon as it arrives. The
+    work is what the replay with reclaiming does on the present number of machines; every other
+    number must run at least as many offline core-hours (less `TOLERANCE`), with a mean wait no
+    longer (plus `TOLERANCE` and a minute). CPU that online pods needed themselves counts for
+    nobody.
 
     Raises:
         TraceError: as `shadow.replay.replay`.
@@ -126,7 +127,9 @@ def _anywhere(scenario: Scenario) -> Scenario:
     count = round(
         highest_sum(np.maximum(born, scenario.start), np.minimum(gone, scenario.stop), ones)
     )
-    cpu, memory = float(fleet.millicpu.mean()) / 1000, float(fleet.memory.mean()) / GIB
+    there = fleet.presence(scenario.start, scenario.stop - scenario.start, 1)[:, 0]
+    cpu = float(np.average(fleet.millicpu, weights=there)) / 1000
+    memory = float(np.average(fleet.memory, weights=there)) / GIB
     return replace(
         scenario,
         fleet=equal_fleet(count, cpu, memory),

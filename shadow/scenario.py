@@ -80,7 +80,7 @@ def build_scenario(trace: Trace, options: ReplayOptions) -> Scenario:
     """What a replay of a trace meets.
 
     Raises:
-        TraceError: the trace does not cover the wanted period, or no pod is alive in it.
+        TraceError: the trace does not cover the wanted period, or no pod or node is there in it.
     """
     grid = usage_grid(trace)
     known = grid if grid.windows else None
@@ -88,6 +88,8 @@ def build_scenario(trace: Trace, options: ReplayOptions) -> Scenario:
     online = _alive(grid, start, stop)
     own = _has_own_nodes(trace, options)
     fleet = _own_nodes(trace) if own else _equal_nodes(trace, grid, online, start, options)
+    if not fleet.presence(start, stop - start, 1).any():
+        raise TraceError(f"{trace.name}: no node is there in the replayed period.")
     if fleet.left is not None:  # what was on a node that has left is gone with it
         home = _homes(trace.pods.filter(pl.col("tier") == "online")[online], fleet)
         online = online[(home < 0) | (fleet.left[home] > start)]
@@ -261,7 +263,8 @@ def _jobs(
     """Offline pods of the trace, or generated ones where it has none at all."""
     own = trace.pods.filter(pl.col("tier") == "offline")
     if own.height == 0:
-        idle = max(float(fleet.millicpu.sum()) / 1000 - _busy(grid, start), 0.0)
+        there = fleet.presence(start, stop - start, 1)[:, 0]
+        idle = max(float((fleet.millicpu * there).sum()) / 1000 - _busy(grid, start), 0.0)
         own = offline_pods(options.seed, start, stop, options.offline_load * idle)
     arrival = pl.col("start").dt.epoch("s")
     return own.filter((arrival >= start) & (arrival < stop))

@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from models.errors import TraceError
 from models.trace import Trace
 from shadow.figures import figures
 from shadow.machines import machines
@@ -150,6 +151,28 @@ def test_machines_are_as_many_as_were_there_together() -> None:
     usage = usage_table({"web": [1.0] * 4 * 288})
     used = Trace("used", nodes.nodes, nodes.pods, usage)
     assert machines(used, None, options=ReplayOptions(hours=48)).present == 2
+
+
+def test_machines_have_the_cores_of_the_nodes_over_time() -> None:
+    rows = [online("web", 0, 2 * HOUR, 2.0, "n0"), offline("job", 0, HOUR, 1.0)]
+    # 8 cores for two hours; 8 for the first and 4 for the second: two of 7 on the average.
+    half = trace(rows, cores=(8.0, 8.0, 4.0), joins={2: HOUR}, leaves={1: HOUR})
+    found = machines(half, None)
+    assert (found.present, found.cpu) == (2, 7.0)
+
+
+def test_a_period_without_any_node_is_refused() -> None:
+    rows = [online("web", 0, 2 * HOUR)]
+    with pytest.raises(TraceError, match="no node is there in the replayed period"):
+        replay(trace(rows, cores=(8.0,), leaves={0: -HOUR}), None)
+
+
+def test_generated_jobs_are_as_many_as_the_nodes_that_are_there_can_run() -> None:
+    rows = [online("web", 0, 24 * HOUR, 2.0, "n0")]
+    alone = replay(trace(rows, cores=(8.0,)), None)
+    beside = replay(trace(rows, cores=(8.0, 64.0), leaves={1: -HOUR}), None)
+    assert alone.pods.offline.sum() > 0
+    assert beside.pods.millicpu.sum() == alone.pods.millicpu.sum()
 
 
 def wanting(plain: Trace, column: str, value: object, pods: list[str]) -> Trace:
