@@ -10,10 +10,11 @@ import numpy as np
 from extender.recording import OnlinePod, Recorded, Refresh
 from extender.snapshot import Reason, Snapshot
 from models.arrays import Floats, Floats32
+from models.awaited import LATE
 from models.grid import WINDOW
 from models.policy import HORIZONS, Policy
 from models.reclaim import reclaimable_millicpu
-from models.rolling import LATE, Forecast
+from models.rolling import Forecast
 from models.truth import MIN_OBSERVED, highest_known, sum_known
 from models.usage_store import UsageStore
 from shadow.live_state import Choice, Side

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from extender.recording import Refresh
-from models.habits import HabitsBuilder
-from models.history import build_history
+from extender.recording import OnlinePod, Refresh
+from models.habits import Habits, HabitsBuilder
+from models.history import History
 from models.model import Model
-from models.rolling import Forecast, Progress, RollingForecast
+from models.node_groups import NodeGroup, groups_for, node_groups
+from models.rolling import Forecast, Part, Progress, RollingForecast
 from models.usage_store import UsageStore
 
 
@@ -47,19 +50,33 @@ class Trial:
         return self._newest[1]
 
     def _compute(self, refresh: Refresh, store: UsageStore) -> Forecast:
-        row = {name: at for at, name in enumerate(refresh.nodes)}
-        pods = [pod for pod in refresh.pods.values() if pod.node in row]
-        keys, workloads = [pod.key for pod in pods], [pod.workload for pod in pods]
-        usage = store.take(keys, refresh.usage_end)
-        # As of this refresh; the champion has those of one before, which a restart would lose.
-        habits = HabitsBuilder(workloads)
-        habits.add(workloads, usage, refresh.usage_end)
-        history = build_history(
-            refresh.usage_end,
-            usage,
-            np.array([pod.request for pod in pods], np.float64),
-            np.arange(len(pods)),
-            np.array([row[pod.node] for pod in pods], np.int64),
-            refresh.allocatable,
-        ).counting(habits.build().needs(workloads))
-        return self._rolling.refresh(history, keys, refresh.nodes)
+        pods = refresh.pods.values()
+        groups = node_groups(refresh.nodes, pods, self._rolling.groups or groups_for(len(pods)))
+        habits = _habits(groups, refresh, store)
+        shape = refresh.forecast.shape
+        found = Forecast(np.full(shape, np.nan), np.full(shape, np.nan))
+        parts = (
+            Part(_history(group, refresh, store, habits), group.keys, group.names)
+            for group in groups
+        )
+        for group, forecast in zip(groups, self._rolling.refresh_groups(parts), strict=True):
+            found.forecast[group.rows] = forecast.forecast
+            found.expected[group.rows] = forecast.expected
+        return found
+
+
+def _habits(groups: Sequence[NodeGroup[OnlinePod]], refresh: Refresh, store: UsageStore) -> Habits:
+    """As of this refresh; the champion has those of one before, which a restart would lose."""
+    builder = HabitsBuilder([pod.workload for group in groups for pod in group.pods])
+    for group in groups:
+        usage = store.take(group.keys, refresh.usage_end)
+        builder.add(group.workloads, usage, refresh.usage_end)
+    return builder.build()
+
+
+def _history(
+    group: NodeGroup[OnlinePod], refresh: Refresh, store: UsageStore, habits: Habits
+) -> History:
+    usage = store.take(group.keys, refresh.usage_end)
+    needs = habits.needs(group.workloads)
+    return group.history(refresh.usage_end, usage, refresh.allocatable, needs)

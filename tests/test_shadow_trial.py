@@ -12,6 +12,7 @@ from extender.outlook import Champion
 from extender.recorder import Recorder
 from extender.recording import OnlinePod, Refresh
 from extender.state import Capture
+from models import node_groups
 from models.arrays import Floats
 from models.classical import CLASSICAL
 from models.grid import DAY, WINDOW
@@ -115,9 +116,16 @@ def kept(state: StateFile) -> dict[float, tuple[Floats, Floats]]:
 
 
 @pytest.mark.parametrize("restarts", [False, True])
+@pytest.mark.parametrize("pods_of_a_group", [16_384, 2])
 async def test_a_challenger_that_is_the_champion_forecasts_the_same(
-    log: Path, tmp_path: Path, *, restarts: bool
+    log: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    pods_of_a_group: int,
+    *,
+    restarts: bool,
 ) -> None:
+    monkeypatch.setattr(node_groups, "_PODS_PER_GROUP", pods_of_a_group)  # the champion had one
     state = StateFile(tmp_path / "state.json")
     shadow = follower(log, state)
     both: dict[float, tuple[Floats, Floats]] = {}
