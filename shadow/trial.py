@@ -31,6 +31,11 @@ class Trial:
             self._rolling.resume(progress)
 
     @property
+    def version(self) -> str:
+        """Of the model."""
+        return self.model.version
+
+    @property
     def forecast_until(self) -> float | None:
         """The time of the newest refresh that was forecast here, None before the first."""
         return None if self._newest is None else self._newest[0]

@@ -21,7 +21,7 @@ from models.shipped import shipped
 from models.usage_source import PrometheusSettings, UsageBlock
 from models.usage_store import UsageReader, UsageStore
 from shadow.follow import Follower
-from shadow.live_state import StateFile
+from shadow.state_file import StateFile
 from tests.extender_world import RESOURCE, START, as_pod, pod_json
 
 NODES = ("n1", "n2")
