@@ -488,14 +488,17 @@ def test_a_name_that_came_back_is_split_into_its_lives(world: World, tmp_path: P
     assert ends == [3, 6, 12]
 
 
+@pytest.mark.parametrize("dated", [True, False])
 def test_what_kube_state_metrics_tells_of_the_pod_that_there_is_now_is_no_life(
-    world: World, tmp_path: Path
+    world: World, tmp_path: Path, *, dated: bool
 ) -> None:
-    stateful(world, "a", "b")
-    now = a_pod("db-0", hours=0.26)
+    stateful(world, "a", "b", dated=dated)
+    now = a_pod("db-0", hours=0.26, cpu=7.0)
     now["metadata"]["uid"] = "b"
     world.pods.append(now)
-    _, trace = imported(world, tmp_path / "out")
+    said, trace = imported(world, tmp_path / "out")
+    assert said.left_out == ()
+    assert [row(trace, name)["cpu_request"] for name in ("db-0#1", "db-0")] == [1.0, 7.0]
     assert [at for at, _, _ in usage(trace, "db-0#1")] == [0, 1, 2]
     assert [at for at, _, _ in usage(trace, "db-0")] == list(range(3, 12))
 
