@@ -22,6 +22,7 @@ from models.shipped import shipped
 from shadow.follow import MAX_BOUND
 from shadow.live_state import Choice, Forecasts, LiveState, Pending, Versions
 from shadow.state_file import StateFile
+from shadow.trial import TrialProgress
 
 NODES, PODS, HALF_HOURS, CANDIDATES = 5_000, 50_000, 60, 32
 WINDOWS = 288  # of the past: a day, enough for the predictor
@@ -65,6 +66,14 @@ def learned(fleet: Fleet) -> RollingForecast:
     return rolling
 
 
+def progress(rolling: RollingForecast) -> TrialProgress:
+    """What is written after a refresh."""
+    forecast = Packed.of(rng.gamma(20, 0.5, (NODES, len(HORIZONS))))
+    workloads = tuple(f"team-{at % 50}/Deployment/service-{at}" for at in range(1000))
+    need = Packed.of(rng.gamma(2, 0.3, len(workloads)))
+    return TrialProgress(1.0, forecast, forecast, workloads, need, rolling.progress())
+
+
 def one_refresh(fleet: Fleet) -> Forecasts:
     """Both sides' forecasts."""
     forecast = Packed.of(rng.gamma(20, 0.5, (NODES, len(HORIZONS))))
@@ -106,13 +115,13 @@ def main() -> None:
         def at(suffix: str) -> Path:
             return next(Path(folder).rglob(f"*{suffix}"))
 
-        file.keep_progress(1.0, rolling.progress())
+        file.keep_progress(progress(rolling))
         file.keep(1.0, forecasts)
         file.save(LiveState(pending=state.pending, learned=state.learned))
         measure(
             "progress",
             at(".progress"),
-            lambda: file.keep_progress(1.0, rolling.progress()),
+            lambda: file.keep_progress(progress(rolling)),
             lambda: file.progress(1.0),
         )
         measure(

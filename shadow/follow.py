@@ -125,10 +125,11 @@ class Follower:
 
     def _save(self, trial: Trial | None) -> None:
         """Save what was learned where that is more than before, then the state."""
-        time = trial.forecast_until if trial else None
-        if trial and time is not None and (trial.version, time) != self._state.learned:
-            self._file.keep_progress(time, trial.progress())
-            self._state.learned = (trial.version, time)
+        if trial and (trial.version, trial.forecast_until) != self._state.learned:
+            progress = trial.progress()
+            if progress:
+                self._file.keep_progress(progress)
+                self._state.learned = (trial.version, progress.time)
         self._file.save(self._state)
 
     def _on_trial(self) -> Trial | None:
@@ -283,8 +284,9 @@ class Follower:
 
     def _say(self, trial: Trial | None) -> None:
         """Tell once who is on trial against whom, or why nobody is."""
-        champion = self._refresh.model_version if self._refresh else ""
-        challenger = trial.version if trial else ""
+        if self._refresh is None:
+            return
+        champion, challenger = self._refresh.model_version, trial.version if trial else ""
         if self._said == (champion, challenger):
             return
         self._said = (champion, challenger)

@@ -17,8 +17,8 @@ import msgspec
 import pyarrow as pa
 
 from models.errors import ArchimedesError
-from models.rolling import Progress
 from shadow.live_state import Forecasts, LiveState
+from shadow.trial import TrialProgress
 
 _FORECASTS, _PROGRESS = ".forecasts", ".progress"
 
@@ -77,17 +77,17 @@ class StateFile:
         """The forecasts of a refresh that the state refers to. Raises ArchimedesError."""
         return self._read(self._at(time, _FORECASTS), Forecasts)
 
-    def keep_progress(self, time: float, progress: Progress) -> None:
+    def keep_progress(self, progress: TrialProgress) -> None:
         """Write what was learned up to a refresh, before a state refers to it.
 
         Raises:
             ArchimedesError: it cannot be written.
         """
-        _replace(self._at(time, _PROGRESS), _sealed(msgspec.msgpack.encode(progress)))
+        _replace(self._at(progress.time, _PROGRESS), _sealed(msgspec.msgpack.encode(progress)))
 
-    def progress(self, time: float) -> Progress:
+    def progress(self, time: float) -> TrialProgress:
         """What was learned up to a refresh that the state refers to. Raises ArchimedesError."""
-        return self._read(self._at(time, _PROGRESS), Progress)
+        return self._read(self._at(time, _PROGRESS), TrialProgress)
 
     def _at(self, time: float, suffix: str) -> Path:
         return self._folder / f"{int(time * 1e6):020d}{suffix}"

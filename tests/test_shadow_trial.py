@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -51,7 +52,12 @@ def online(key: str, node: str) -> PodFacts:
     return pod_facts(pod, RESOURCE)
 
 
-CAPTURE = Capture(NODES, np.array([16.0, 16.0]), tuple(map(online, PODS, PODS.values())))
+def capture(number: int) -> Capture:
+    """At a refresh: the pods, and a new one of the first's workload that is never observed."""
+    pods = tuple(map(online, PODS, PODS.values()))
+    new = online(f"default/new-{number}", "n1")
+    sibling = msgspec.structs.replace(new, workload=pods[0].workload)
+    return Capture(NODES, np.array([16.0, 16.0]), (*pods, sibling))
 
 
 @pytest.fixture(name="log")
@@ -71,18 +77,19 @@ async def produce(tmp_path: Path) -> Path:
     for number in range(REFRESHES):
         now = START + number * EVERY
         await reader.catch_up(now, frozenset(PODS))
-        forecast = champion.outlook(CAPTURE, store).forecast
+        seen = capture(number)
+        forecast = champion.outlook(seen, store).forecast
         refresh = Refresh(
             time=now,
             usage_end=store.time,
             model_version="7",
             nodes=NODES,
-            allocatable=CAPTURE.allocatable,
+            allocatable=seen.allocatable,
             forecast=forecast.forecast,
             expected=forecast.expected,
             pods={
                 pod.key: OnlinePod(pod.key, pod.node, pod.request, 0.0, pod.workload)
-                for pod in CAPTURE.pods
+                for pod in seen.pods
             },
             advertise_share=1.0,
         )
@@ -100,7 +107,7 @@ async def just_loaded(now: float) -> Floats:
     """What the model forecasts where it has learned nothing."""
     store = UsageStore()
     await UsageReader(RisingUsage(), store, USAGE).catch_up(now, frozenset(PODS))
-    return Champion(model()).outlook(CAPTURE, store).forecast.forecast
+    return Champion(model()).outlook(capture(0), store).forecast.forecast
 
 
 def follower(log: Path, state: StateFile) -> Follower:
