@@ -70,7 +70,8 @@ def lives(now: Iterable[PodFacts], past: Mapping[str, Sequence[PastPod]]) -> dic
 def _lives(name: str, now: PodFacts | None, past: Sequence[PastPod]) -> Lives:
     older = [pod for pod in past if now is None or pod.facts.uid not in ("", now.uid)]
     undated = sorted((pod for pod in older if pod.created == math.inf), key=lambda pod: pod.last)
-    dated = sorted((pod for pod in older if pod.created < math.inf), key=lambda pod: pod.created)
+    until = math.inf if now is None else now.start
+    dated = sorted((pod for pod in older if pod.created < until), key=lambda pod: pod.created)
     # One without a date can only be the oldest; several cannot be told apart.
     pods = [(pod.facts, pod.created) for pod in (*undated[-1:], *dated)]
     if now is not None and now.start == math.inf:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from models.grid import WINDOW
 from models.kube.request import GIB
-from models.prometheus import PrometheusSource, Series, selector
+from models.prometheus import PrometheusSource, selector
 from models.usage_source import PrometheusSettings
 from trainer.importers.cluster_objects import NodeFacts
-from trainer.importers.state_metrics import by_day
+from trainer.importers.state_metrics import day_ends
 
 
 def cpu_query(settings: PrometheusSettings) -> str:
@@ -50,33 +51,36 @@ async def past_nodes(
     Raises:
         UsageError: a query failed.
     """
+    days = day_ends(start, end)
     # The least of a day: a scrape that failed lets the machine's own, which is more, through.
-    amounts = [
-        _last(await by_day(source, f"min_over_time(({query})[1d:5m])", start, end))
-        for query in (cores, memory)
-    ]
-    first = await by_day(source, f"min_over_time(timestamp({cores})[1d:5m])", start, end)
-    last = _last(await by_day(source, f"max_over_time(timestamp({cores})[1d:5m])", start, end))
-    begun = {_node(series): series.values[0][1] for series in first}
+    cpu = await _figures(source, f"min_over_time(({cores})[1d:5m])", days)
+    size = await _figures(source, f"min_over_time(({memory})[1d:5m])", days)
+    last = await _figures(source, f"max_over_time(timestamp({cores})[1d:5m])", days)
+    first = await _figures(source, f"min_over_time(timestamp({cores})[1d:5m])", days[::-1])
     return {
         node: NodeFacts(
             node=node,
-            cpu=cpu,
-            memory=amounts[1][node] / GIB,
-            created=begun.get(node, -math.inf),
+            cpu=cpu[node],
+            memory=size[node] / GIB,
+            created=first.get(node, -math.inf),
             unschedulable=False,
             constraints={},
             unread=(),
             gone=last.get(node, math.inf),
         )
-        for node, cpu in amounts[0].items()
-        if node and cpu > 0 and amounts[1].get(node, 0) > 0
+        for node in cpu
+        if cpu[node] > 0 and size.get(node, 0) > 0
     }
 
 
-def _last(found: Iterable[Series]) -> dict[str, float]:
-    return {_node(series): series.values[-1][1] for series in found}
+async def _figures(source: PrometheusSource, query: str, days: Iterable[int]) -> dict[str, float]:
+    """What a query returns for each node, by its name, on the last of the days on which it does.
 
-
-def _node(series: Series) -> str:
-    return series.metric.get("node", "")
+    A day at a time, since servers bound the samples that one query may look at.
+    """
+    found: dict[str, float] = {}
+    for day in days:
+        for series in await source.series(query, day, day, step=WINDOW):
+            if series.values and "node" in series.metric:
+                found[series.metric["node"]] = series.values[-1][1]
+    return found

@@ -37,8 +37,9 @@ async def past_pods(
     )
     created = selector("kube_pod_created", settings)
     info, owner = selector("kube_pod_info", settings), "created_by_kind,created_by_name"
+    days = day_ends(start, end)
     amounts, births, places = [
-        await by_day(source, query, start, end)
+        [each for each in await source.series(query, days[0], days[-1], step=_DAY) if each.values]
         for query in (
             # Containers of one pod add up; pods of one name, which differ in their uid, do not.
             f"sum by (namespace,pod,uid,resource) (max_over_time({requests}[1d]))",
@@ -49,11 +50,9 @@ async def past_pods(
     return _pods(amounts, births, places, reclaimed)
 
 
-async def by_day(source: PrometheusSource, query: str, start: int, end: int) -> list[Series]:
-    """What a query over ``[1d]`` returns for each day of [start, end). Raises UsageError."""
-    first = end - (-(-(end - start) // _DAY) - 1) * _DAY
-    found = await source.series(query, first, end, step=_DAY)
-    return [series for series in found if series.values]
+def day_ends(start: int, end: int) -> range:
+    """When the days of [start, end) end, the last at ``end``; the first may begin before."""
+    return range(end - (-(-(end - start) // _DAY) - 1) * _DAY, end + 1, _DAY)
 
 
 def _pods(
