@@ -214,7 +214,7 @@ async def test_without_a_challenger_the_log_is_read_and_nothing_scored(
 ) -> None:
     said = list[str]()
     monkeypatch.setattr(follow.log, "info", lambda text, **_: said.append(text))
-    monkeypatch.setattr(batch, "LINES", 8)  # four decisions and their binds
+    monkeypatch.setattr(batch, "LINES", 12)  # four decisions, preempt calls and binds
     models: list[Model | None] = [challenger()]
     shadow = follower(decisions, tmp_path / "state", model=lambda: models[0])
     assert await shadow.cycle(MOMENTS[0])
