@@ -11,6 +11,7 @@ import numpy.typing as npt
 Floats: TypeAlias = npt.NDArray[np.float64]
 Floats32: TypeAlias = npt.NDArray[np.float32]
 Ints: TypeAlias = npt.NDArray[np.int64]
+Ints16: TypeAlias = npt.NDArray[np.int16]
 Bools: TypeAlias = npt.NDArray[np.bool_]
 
 
@@ -25,6 +26,13 @@ class Packed(msgspec.Struct, frozen=True, array_like=True):
     def of(cls, array: npt.NDArray[Any]) -> Packed:
         """Pack an array."""
         return cls(array.dtype.str, array.shape, array.tobytes())
+
+    @classmethod
+    def smallest(cls, integers: Ints) -> Packed:
+        """Pack integers in the smallest type that holds them all."""
+        low, high = int(integers.min(initial=0)), int(integers.max(initial=0))
+        kind = np.result_type(np.min_scalar_type(low), np.min_scalar_type(high))
+        return cls.of(integers.astype(kind))
 
     def array(self) -> npt.NDArray[Any]:
         """The array, open to writing."""

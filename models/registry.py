@@ -40,7 +40,10 @@ _HISTORY = "archimedes.history."
 _INTENT = "archimedes.intent"
 
 SHADOW_TAG = "archimedes.shadow"
-"""Tag of a run with the version whose live figures it holds; prefix of the version's own tags."""
+"""Tag of a run with the challenger whose live figures it holds; the champion has a tag of its own.
+
+On the version itself: prefix of its tags, followed by the champion and the figure's name.
+"""
 
 _ENVIRONMENT = {
     # Quiet: nothing of MLflow's own on stdout, no telemetry, no alembic chatter.
@@ -148,14 +151,17 @@ class Registry:
                     client.log_artifacts(run_id, str(artifacts))
         return run_id
 
-    def log_shadow(self, version: str, figures: Mapping[str, float], now: float) -> None:
-        """Put the live shadow's figures on a version: tags for now, and a point on each curve.
+    def log_shadow(
+        self, version: str, champion: str, figures: Mapping[str, float], now: float
+    ) -> None:
+        """Put a live trial's figures on its challenger: tags for now, and a point on each curve.
 
-        The curves are metrics of one run for each version, which is linked by its tag. The step is
-        the minute, so that a point which is logged again is the same point.
+        The curves are metrics of one run for each challenger and champion, which its tags name. The
+        step is the minute, so that a point which is logged again is the same point.
 
         Args:
-            version: the version's number.
+            version: the challenger's number.
+            champion: the version that served.
             figures: by name; what is not finite is left out.
             now: seconds since the epoch.
         """
@@ -164,21 +170,23 @@ class Registry:
         known = {name: value for name, value in figures.items() if math.isfinite(value)}
         with self._talk() as client:
             self._version(client, version)
-            run_id = self._shadow_run(client, version)
+            run_id = self._shadow_run(client, version, champion)
             at, step = int(now * 1000), int(now // 60)
             client.log_batch(run_id, [Metric(f"shadow.{k}", v, at, step) for k, v in known.items()])
             for name, value in known.items():
-                key = f"{SHADOW_TAG}.{name}"
+                key = f"{SHADOW_TAG}.{champion}.{name}"
                 client.set_model_version_tag(MODEL_NAME, version, key, f"{value:.6g}")
 
-    def _shadow_run(self, client: MlflowClient, version: str) -> str:
-        """The run with a version's live figures; made when absent."""
+    def _shadow_run(self, client: MlflowClient, version: str, champion: str) -> str:
+        """The run with a trial's live figures; made when absent."""
         experiment = self._experiment(client)
-        found = client.search_runs([experiment], f"tags.`{SHADOW_TAG}` = '{version}'")
+        tags = {SHADOW_TAG: version, f"{SHADOW_TAG}.champion": champion}
+        wanted = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+        found = client.search_runs([experiment], wanted)
         if found:
             return str(found[0].info.run_id)
-        tags = {SHADOW_TAG: version}
-        with _run(client, experiment, f"shadow of version {version}", tags) as run_id:
+        name = f"shadow of version {version} against {champion}"
+        with _run(client, experiment, name, tags) as run_id:
             return run_id
 
     def versions(self) -> list[Version]:
@@ -201,7 +209,8 @@ class Registry:
     def alias(self, name: str) -> str | None:
         """The version that an alias names, or None where it names none."""
         with self._talk() as client:
-            return _aliases(self._model(client)).get(name)
+            model = self._registered(client)
+            return None if model is None else _aliases(model).get(name)
 
     def history(self) -> list[Event]:
         """Every change of the champion, the oldest first."""
@@ -271,6 +280,15 @@ class Registry:
         return found[0]
 
     def _model(self, client: MlflowClient) -> RegisteredModel:
+        model = self._registered(client)
+        if model is None:
+            raise RegistryError(
+                f"no model is registered in {self._shown} yet; "
+                "register one with `archimedes trainer train --trace DIR --register`"
+            )
+        return model
+
+    def _registered(self, client: MlflowClient) -> RegisteredModel | None:
         from mlflow.exceptions import MlflowException
 
         try:
@@ -278,10 +296,7 @@ class Registry:
         except MlflowException as e:
             if e.error_code != _ABSENT:
                 raise
-            raise RegistryError(
-                f"no model is registered in {self._shown} yet; "
-                "register one with `archimedes trainer train --trace DIR --register`"
-            ) from e
+            return None
 
     def _experiment(self, client: MlflowClient) -> str:
         """The id of the experiment that holds the runs; made when absent.

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from extender.recording import OnlinePod, Recorded, Refresh
+from extender.recording import Recorded, Refresh
 from extender.snapshot import Reason, Snapshot
-from models.arrays import Floats, Floats32
+from models.arrays import Floats, Floats32, Ints
+from models.awaited import LATE
 from models.grid import WINDOW
 from models.policy import HORIZONS, Policy
 from models.reclaim import reclaimable_millicpu
-from models.rolling import LATE, Forecast
+from models.rolling import Forecast
 from models.truth import MIN_OBSERVED, highest_known, sum_known
 from models.usage_store import UsageStore
-from shadow.live_state import Choice, Side
+from shadow.live_state import Choice, Side, Versions
 
 
 def challenged(recorded: Recorded, refresh: Refresh, own: Forecast, policy: Policy) -> Recorded:
@@ -58,7 +59,7 @@ def reclaiming(snapshot: Snapshot, policy: Policy, share: float) -> Snapshot:
 
 
 def choice(
-    recorded: Recorded, own: Recorded, champions: Sequence[str], version: str, refresh: float
+    recorded: Recorded, own: Recorded, champions: Sequence[str], trial: Versions, refresh: float
 ) -> tuple[Choice, float]:
     """What the challenger chooses, and the share of candidates that both sides have in common.
 
@@ -74,7 +75,7 @@ def choice(
     room = snapshot.allocatable * policy.ceiling - policy.system_reserve - snapshot.promised / 1000
     found = Choice(
         recorded.time,
-        version,
+        trial,
         refresh,
         HORIZONS[recorded.ask.horizon],
         tuple(either),
@@ -91,24 +92,25 @@ def resolved(time: float, hours: int, store: UsageStore) -> bool:
 
 
 def real_peaks(
-    store: UsageStore, pods: Sequence[OnlinePod], nodes: Sequence[str], time: float, hours: int
+    store: UsageStore, pods: Sequence[str], node: Ints, nodes: int, time: float, hours: int
 ) -> Floats:
     """The highest window of nodes' pods within a horizon, [N] cores; NaN where it is not known.
 
     A pod that has ended meanwhile uses nothing from its last window on.
+
+    Args:
+        store: knows the horizon's windows.
+        pods: P names; node: [P] the row of each pod's node, of ``nodes`` rows.
+        time: seconds since the epoch at which the horizon begins, and its ``hours``.
     """
-    row: Mapping[str, int] = {name: at for at, name in enumerate(nodes)}
-    pods = [pod for pod in pods if pod.node in row]
-    keys = [pod.key for pod in pods]
     begin = int(time) // WINDOW * WINDOW
     end = begin + hours * 3600
-    usage = store.take(keys, end)[:, -(hours * 3600 // WINDOW) :]
+    usage = store.take(pods, end)[:, -(hours * 3600 // WINDOW) :]
     starts = begin + WINDOW * np.arange(usage.shape[1])
-    ended = store.newest(keys) < store.time - LATE * WINDOW
-    after = starts[None, :] >= store.newest(keys)[:, None]
+    ended = store.newest(pods) < store.time - LATE * WINDOW
+    after = starts[None, :] >= store.newest(pods)[:, None]
     usage = np.where(np.isnan(usage) & after & ended[:, None], np.float32(0), usage)
-    node = np.array([row[pod.node] for pod in pods], np.int64)
-    total = sum_known(usage, np.arange(len(pods)), node, len(nodes))
+    total = sum_known(usage, np.arange(len(pods)), node, nodes)
     peak, known = highest_known(total)
     return np.where(known >= MIN_OBSERVED * usage.shape[1], peak, np.nan)
 

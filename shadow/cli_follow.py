@@ -21,7 +21,8 @@ from models.store import ALIASES, DEFAULT_TRACKING_URI, copies
 from models.usage_source import PrometheusSettings, UsageError, UsageSource, problems
 from shadow.follow import Follower
 from shadow.live_figures import figures
-from shadow.live_state import LiveState, StateFile
+from shadow.live_state import LiveState
+from shadow.state_file import StateFile
 
 if TYPE_CHECKING:
     from models.registry import Registry
@@ -56,7 +57,7 @@ def follow(
     ] = "challenger",
     state: Annotated[
         Path, typer.Option("--state", help="File that remembers how far it is, and the sums.")
-    ] = Path("shadow-state.json"),
+    ] = Path("shadow.state"),
     tracking_uri: Annotated[
         str,
         typer.Option("--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="MLflow's address."),
@@ -132,10 +133,16 @@ class Challenger:
         self._store = store
         self._model: Model | None = None
 
-    def __call__(self) -> Model:
-        """The model. Raises ArchimedesError where none was ever loaded."""
+    def __call__(self) -> Model | None:
+        """The model, None where the alias names none.
+
+        Raises:
+            ArchimedesError: it cannot be had, now or from an earlier time.
+        """
         try:
-            if self._model is None or self._moved(self._model.version):
+            if self._ref in ALIASES:
+                self._follow_alias()
+            elif self._model is None:
                 self._model = self._load()
         except RegistryError as e:
             self._model = self._model or self._copy()
@@ -162,8 +169,12 @@ class Challenger:
                 return load_model(folder, folder.name)
         return None
 
-    def _moved(self, version: str) -> bool:
-        return self._ref in ALIASES and self._registry.alias(self._ref) != version
+    def _follow_alias(self) -> None:
+        version = self._registry.alias(self._ref)
+        if version is None:
+            self._model = None
+        elif self._model is None or self._model.version != version:
+            self._model = self._load()
 
 
 async def _run(
@@ -206,11 +217,14 @@ async def _cycle(follower: Follower, *, once: bool) -> bool:
 
 
 def _print(state: LiveState, *, as_json: bool) -> None:
-    shown = {version: figures(tally) for version, tally in state.tallies.items()}
+    trials = [(trial, figures(state.tallies[trial])) for trial in sorted(state.tallies)]
     if as_json:
+        shown: dict[str, dict[str, dict[str, float]]] = {}
+        for trial, found in trials:
+            shown.setdefault(trial.challenger, {})[trial.champion] = found
         typer.echo(msgspec.json.encode(shown))
         return
-    for version, found in shown.items():
-        typer.echo(f"challenger {version}")
+    for trial, found in trials:
+        typer.echo(f"challenger {trial.challenger} against champion {trial.champion}")
         for name, value in found.items():
             typer.echo(f"  {name}: {value:.6g}")

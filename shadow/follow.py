@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import structlog
 
@@ -24,7 +25,8 @@ from models.usage_store import UsageReader, UsageStore
 from shadow.batch import BatchReader, Event
 from shadow.challenge import challenged, choice, judge, real_peaks, resolved
 from shadow.live_figures import figures
-from shadow.live_state import Choice, Forecasts, LiveState, Pending, Point, StateFile, Tally
+from shadow.live_state import Choice, Forecasts, LiveState, Pending, Point, Tally, Versions
+from shadow.state_file import StateFile
 from shadow.trial import Trial
 
 UNBOUND_SECONDS = 3600.0
@@ -36,17 +38,21 @@ LOG_SECONDS = 300.0
 
 log = structlog.get_logger()
 
-Publish = Callable[[str, dict[str, float], float], None]
-"""Logs a version's figures at a time; raises RegistryError."""
+Publish = Callable[[str, str, dict[str, float], float], None]
+"""Logs a challenger's figures against a champion at a time; raises RegistryError."""
 
 
 class Follower:
     """One live shadow.
 
+    A trial is one challenger against one champion, with figures of its own. While there is no
+    challenger, or while it is what serves, the log is read and nothing is scored; what waits for
+    its outcome is judged all the same.
+
     Args:
         decisions, recording: the decision log, and the folder of its recording.
         source: of usage.
-        challenger: the model on trial now; asked for once in each cycle.
+        challenger: the model on trial now, None for none; asked for once in each cycle.
         publish: where figures go; None for nowhere.
     """
 
@@ -57,7 +63,7 @@ class Follower:
         source: UsageSource,
         usage: PrometheusSettings,
         state: StateFile,
-        challenger: Callable[[], Model],
+        challenger: Callable[[], Model | None],
         publish: Publish | None,
     ) -> None:
         self._decisions = decisions
@@ -71,8 +77,9 @@ class Follower:
         self._publish = publish
         self._refresh: Refresh | None = None
         self._trial: Trial | None = None
+        self._said: tuple[str, str] | None = None
         self._watched = {
-            pending.time: frozenset(pod.key for pod in state.forecasts(pending.time).pods)
+            pending.time: frozenset(state.forecasts(pending.time).pods)
             for pending in self._state.pending
         }
 
@@ -85,7 +92,7 @@ class Follower:
         """Do what can be done now; whether there may be more to read at once.
 
         Raises:
-            ArchimedesError: a file cannot be used, or there has never been a challenger.
+            ArchimedesError: a file cannot be used, or the challenger cannot be read.
             UsageError: usage cannot be read; the next cycle tries again.
         """
         trial, state = self._on_trial(), self._state
@@ -106,7 +113,8 @@ class Follower:
         self._join()
         self._expire()
         if not batch.full:
-            self._note(trial.model.version, now)
+            self._say(trial)
+            self._note(now)
         self._hand_over()
         self._save(trial)
         return batch.full
@@ -115,40 +123,45 @@ class Follower:
         """A reader from where the state stands."""
         return BatchReader(self._decisions, self._recording, self._state.refreshed)
 
-    def _save(self, trial: Trial) -> None:
+    def _save(self, trial: Trial | None) -> None:
         """Save what was learned where that is more than before, then the state."""
-        time = trial.forecast_until
-        if time is not None and (trial.model.version, time) != self._state.learned:
-            self._file.keep_progress(time, trial.progress())
-            self._state.learned = (trial.model.version, time)
+        if trial and (trial.version, trial.forecast_until) != self._state.learned:
+            progress = trial.progress()
+            if progress:
+                self._file.keep_progress(progress)
+                self._state.learned = (trial.version, progress.time)
         self._file.save(self._state)
 
-    def _on_trial(self) -> Trial:
+    def _on_trial(self) -> Trial | None:
         """The challenger of now, with what it has learned."""
         model, (version, time) = self._challenger(), self._state.learned
-        if self._trial is None or self._trial.model.version != model.version:
+        if model is None:
+            return None
+        if self._trial is None or self._trial.version != model.version:
             known = version == model.version
             self._trial = Trial(model, self._file.progress(time) if known else None)
         return self._trial
 
-    def _take(self, event: Event, trial: Trial) -> None:
-        tally = self._state.tallies.setdefault(trial.model.version, Tally())
+    def _take(self, event: Event, trial: Trial | None) -> None:
         match event:
             case Refresh():
                 self._refreshed(event, trial)
             case Binding():
                 self._bound(event)
             case Decision():
-                tally.unscored += 1
+                self._decided(event, None, trial)
             case decision, recorded:
-                self._score(tally, decision, recorded, trial)
+                self._decided(decision, recorded, trial)
 
-    def _refreshed(self, refresh: Refresh, trial: Trial) -> None:
+    def _tally(self, versions: Versions) -> Tally:
+        return self._state.tallies.setdefault(versions, Tally())
+
+    def _refreshed(self, refresh: Refresh, trial: Trial | None) -> None:
         """Go on with a newer refresh; the first of each half hour is judged later."""
         self._refresh = refresh
         if refresh.time <= self._state.refreshed:
             return
-        if refresh.usage_end:
+        if refresh.usage_end and trial and trial.version != refresh.model_version:
             trial.forecast(refresh, self._store)
             if refresh.time // STEP > self._state.refreshed // STEP:
                 self._follow(refresh, trial, HORIZONS)
@@ -158,27 +171,45 @@ class Follower:
         """Keep both sides' forecasts of a refresh until what waits for them has resolved."""
         if any(pending.time == refresh.time for pending in self._state.pending):
             return
+        row = {name: at for at, name in enumerate(refresh.nodes)}
+        pods = [pod for pod in refresh.pods.values() if pod.node in row]
         kept = Forecasts(
             refresh.nodes,
             Packed.of(refresh.allocatable),
             Packed.of(refresh.forecast),
             Packed.of(trial.forecast(refresh, self._store).forecast),
             trial.model.policy,
-            tuple(refresh.pods.values()),
+            tuple(pod.key for pod in pods),
+            Packed.smallest(np.array([row[pod.node] for pod in pods], np.int64)),
         )
         self._file.keep(refresh.time, kept)
-        self._state.pending.append(Pending(refresh.time, trial.model.version, waits))
-        self._watched[refresh.time] = frozenset(refresh.pods)
+        versions = Versions(refresh.model_version, trial.version)
+        self._state.pending.append(Pending(refresh.time, versions, waits))
+        self._watched[refresh.time] = frozenset(kept.pods)
 
-    def _score(self, tally: Tally, decision: Decision, recorded: Recorded, trial: Trial) -> None:
-        refresh = self._refresh
-        if refresh is None or not refresh.usage_end:
-            tally.unscored += 1
+    def _decided(self, decision: Decision, recorded: Recorded | None, trial: Trial | None) -> None:
+        if trial is None or trial.version == decision.model_version:
             return
+        versions = Versions(decision.model_version, trial.version)
+        refresh, tally = self._refresh, self._tally(versions)
+        if recorded is None or refresh is None or not refresh.usage_end:
+            tally.unscored += 1
+        else:
+            self._score(versions, decision, recorded, refresh, trial)
+
+    def _score(
+        self,
+        versions: Versions,
+        decision: Decision,
+        recorded: Recorded,
+        refresh: Refresh,
+        trial: Trial,
+    ) -> None:
         forecast, model = trial.forecast(refresh, self._store), trial.model
         own = challenged(recorded, refresh, forecast, model.policy)
         champions = [candidate.node for candidate in decision.candidates]
-        found, overlap = choice(recorded, own, champions, model.version, refresh.time)
+        found, overlap = choice(recorded, own, champions, versions, refresh.time)
+        tally = self._tally(versions)
         tally.decisions += 1
         tally.overlap += overlap
         if decision.offline and found.nodes:
@@ -191,13 +222,12 @@ class Follower:
         found = self._state.choices.pop(binding.uid, None)
         if found is None:
             return
-        tally = self._state.tallies[found.version]
+        tally = self._tally(found.trial)
         tally.bound += 1
         tally.agreed += found.chosen == binding.node
         waits = found.chosen and binding.node in found.nodes
         if waits and len(self._state.bound) < MAX_BOUND:
-            kept = (found.time, found.version, found.refresh, found.hours, found.nodes, found.room)
-            self._state.bound.append(Choice(*kept, found.chosen, binding.node))
+            self._state.bound.append(msgspec.structs.replace(found, bound=binding.node))
         else:
             tally.unknown += 1
 
@@ -217,19 +247,21 @@ class Follower:
         self._state.bound = waiting
 
     def _judge(self, pending: Pending, due: list[int]) -> None:
-        kept, tally = self._file.forecasts(pending.time), self._state.tallies[pending.version]
-        allocatable = kept.allocatable.array()
+        kept = self._file.forecasts(pending.time)
+        tally = self._tally(pending.trial)
+        allocatable, row, count = kept.allocatable.array(), kept.row.array(), len(kept.nodes)
         sides = (tally.champion, kept.champion.array()), (tally.challenger, kept.challenger.array())
         for hours in due:
             at = HORIZONS.index(hours)
-            truth = real_peaks(self._store, kept.pods, kept.nodes, pending.time, hours)
+            truth = real_peaks(self._store, kept.pods, row, count, pending.time, hours)
             for side, forecast in sides:
                 judge(side, forecast[:, at], truth, allocatable, kept.policy)
 
     def _regret(self, found: Choice) -> None:
         """By how much the chosen node's real slack is below that of the best candidate."""
-        tally, kept = self._state.tallies[found.version], self._file.forecasts(found.refresh)
-        peaks = real_peaks(self._store, kept.pods, found.nodes, found.time, found.hours)
+        tally, kept = self._tally(found.trial), self._file.forecasts(found.refresh)
+        pods, row = kept.on(found.nodes)
+        peaks = real_peaks(self._store, pods, row, len(found.nodes), found.time, found.hours)
         slack = dict(zip(found.nodes, np.array(found.room) - peaks, strict=True))
         champion, challenger = slack[found.bound], slack[found.chosen]
         if not np.isfinite(champion + challenger):
@@ -250,22 +282,40 @@ class Follower:
         kept = {pending.time for pending in state.pending}
         self._watched = {time: pods for time, pods in self._watched.items() if time in kept}
 
-    def _note(self, version: str, now: float) -> None:
-        """Keep a version's figures for the registry where it is time to."""
+    def _say(self, trial: Trial | None) -> None:
+        """Tell once who is on trial against whom, or why nobody is."""
+        if self._refresh is None:
+            return
+        champion, challenger = self._refresh.model_version, trial.version if trial else ""
+        if self._said == (champion, challenger):
+            return
+        self._said = (champion, challenger)
+        if not challenger:
+            log.info("there is no challenger: waiting for one", champion=champion)
+        elif challenger == champion:
+            log.info("the challenger serves: its trial has ended", version=challenger)
+        else:
+            log.info("on trial", challenger=challenger, champion=champion)
+
+    def _note(self, now: float) -> None:
+        """Keep the figures of each trial for the registry where they are new and it is time to."""
         state = self._state
-        logged, before = state.logged
-        due = version != logged or now - before >= LOG_SECONDS
-        if due and version.isdecimal() and version in state.tallies:
-            point = Point(version, now, figures(state.tallies[version]))
+        for trial, tally in state.tallies.items():
+            point, before = Point(trial, now, figures(tally)), state.logged.get(trial)
+            if not trial.challenger.isdecimal():
+                continue
+            if before and (now - before.time < LOG_SECONDS or before.figures == point.figures):
+                continue
             state.unlogged = [*state.unlogged, point][-MAX_UNLOGGED:]
-            state.logged = (version, now)
+            state.logged[trial] = point
 
     def _hand_over(self) -> None:
         """Give the registry the figures that wait for it; while it is away the oldest go first."""
         while self._publish is not None and self._state.unlogged:
             point = self._state.unlogged[0]
+            challenger, champion = point.trial.challenger, point.trial.champion
             try:
-                self._publish(point.version, point.figures, point.time)
+                self._publish(challenger, champion, point.figures, point.time)
             except ArchimedesError as e:
                 log.warning("figures wait for the registry", error=str(e))
                 return

@@ -1,207 +1,43 @@
-"""Importing from production against servers that the test plays: rows, lives, and every refusal."""
+"""Importing from production against servers that the test plays: rows, and every refusal."""
 
 from __future__ import annotations
 
 import json
 import math
-import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
-import msgspec
-import numpy as np
-import polars as pl
 import pytest
-import yaml
 
 from archimedes.cli import main
 from models.errors import SourceError
 from models.grid import WINDOW
-from models.trace import Trace, read_trace
-from models.usage_source import PrometheusSettings, UsageBlock
-from tests.controlplane import objects
-from trainer.importers.cluster_objects import LivePod, NodeFacts, PodFacts, pod_facts
-from trainer.importers.common import Imported
-from trainer.importers.production import Production, import_production
-from trainer.importers.production_tables import (
-    Period,
-    Seen,
-    nodes_table,
-    pods_table,
-    usage_rows,
-    with_lives,
+from models.trace import read_trace
+from models.usage_source import PrometheusSettings
+from tests.production_world import (
+    END,
+    RESOURCE,
+    START,
+    World,
+    a_node,
+    a_pod,
+    imported,
+    playing,
+    row,
+    usage,
+    wanted,
+    write_kubeconfig,
 )
-
-Json = dict[str, Any]
-
-START = 1_772_323_200  # 2026-03-01 00:00 UTC
-END = START + 3600
-RESOURCE = "archimedes.dev/reclaimed-millicpu"
-METRICS = ("kube_pod_info", "kube_pod_container_resource_requests")
+from trainer.importers.production import import_production
 
 
-def born(hours: float) -> str:
-    """A moment so many hours after the start, as Kubernetes writes it."""
-    return datetime.fromtimestamp(START + hours * 3600, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def a_node(name: str = "n1", hours: float = -100, **spec: object) -> Json:
-    node = objects.node(name, cpu=8, memory=32)
-    node["metadata"]["creationTimestamp"] = born(hours)
-    return {**node, "spec": spec}
-
-
-def a_pod(name: str, hours: float = -100, **choices: Any) -> Json:  # noqa: ANN401
-    spec = choices.pop("spec", {})
-    status = choices.pop("status", {"phase": "Running"})
-    pod = objects.pod(name, "shop", **{"cpu": 2.0, "memory": 1.0, "node_name": "n1", **choices})
-    pod["metadata"]["creationTimestamp"] = born(hours)
-    return {**pod, "spec": {**pod["spec"], **spec}, "status": status}
-
-
-class World:
-    """What both servers answer; a test changes it."""
-
-    def __init__(self) -> None:
-        self.nodes: list[Json] = [a_node()]
-        self.pods: list[Json] = [a_pod("web")]
-        self.usage: dict[str, list[float]] = {"web": [0.5] * 12}
-        self.peaks: dict[str, list[float]] = {}
-        self.metrics: dict[str, list[Json]] = {name: [] for name in METRICS}
-        self.page = 500
-        self.prometheus: tuple[int, bytes] | None = None
-        self.kubernetes: tuple[int, bytes] | None = None
-        self.warnings: list[str] = []
-        self.queries: list[Json] = []
-        self.tokens: list[str | None] = []
-        self.lists: list[str] = []
-        self.url = ""
-        self.kubeconfig = ""
-
-    def answer(self, path: str, form: Json, token: str | None) -> tuple[int, bytes]:
-        """Status and body of one request."""
-        if path == "/api/v1/query_range":
-            self.tokens.append(token)
-            self.queries.append(form)
-            return self.prometheus or (200, self._matrix(form))
-        self.lists.append(path)
-        return self.kubernetes or (200, self._page(path, form))
-
-    def _page(self, path: str, form: Json) -> bytes:
-        items = self.nodes if path.endswith("/nodes") else self.pods
-        first = int(form.get("continue", "0"))
-        stop = first + min(self.page, int(form["limit"]))
-        more = {"continue": str(stop)} if stop < len(items) else {}
-        return json.dumps({"metadata": more, "items": items[first:stop]}).encode()
-
-    def _matrix(self, form: Json) -> bytes:
-        found = next((name for name in METRICS if name in form["query"]), None)
-        if found:
-            result = self.metrics[found]
-        else:
-            cores = self.peaks if "max_over_time" in form["query"] else self.usage
-            result = [
-                {"metric": {"namespace": "shop", "pod": pod}, "values": self._values(row, form)}
-                for pod, row in cores.items()
-            ]
-        data = {"resultType": "matrix", "result": result}
-        said = {"warnings": self.warnings} if self.warnings else {}
-        return json.dumps({"status": "success", "data": data, **said}).encode()
-
-    def _values(self, row: list[float], form: Json) -> list[tuple[int, str]]:
-        """Samples from the query's start to its end, at the ends of the windows."""
-        times = range(int(form["start"]), int(form["end"]) + 1, int(form["step"]))
-        return [
-            (time, f"{row[(time - START) // WINDOW - 1]}")
-            for time in times
-            if not math.isnan(row[(time - START) // WINDOW - 1])
-        ]
-
-
-class _Handler(BaseHTTPRequestHandler):
-    world: World
-
-    def do_GET(self) -> None:
-        url = urlsplit(self.path)
-        self._reply(url.path, parse_qs(url.query))
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
-        self._reply(self.path, parse_qs(body))
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Say nothing."""
-
-    def _reply(self, path: str, form: dict[str, list[str]]) -> None:
-        fields = {name: values[0] for name, values in form.items()}
-        status, body = self.world.answer(path, fields, self.headers.get("Authorization"))
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    """Prometheus and the API server at one address, and a kubeconfig for it."""
-    world = World()
-    handler = type("Handler", (_Handler,), {"world": world})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
-        world.url = f"http://127.0.0.1:{server.server_port}"
-        world.kubeconfig = str(write_kubeconfig(tmp_path / "kubeconfig", world.url))
+@pytest.fixture(name="world")
+def play(tmp_path: Path) -> Iterator[World]:
+    """Both servers."""
+    with playing(tmp_path) as world:
         yield world
-        server.shutdown()
-
-
-def write_kubeconfig(path: Path, url: str) -> Path:
-    config = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "current-context": "c",
-        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
-        "clusters": [{"name": "c", "cluster": {"server": url}}],
-        "users": [{"name": "u", "user": {"token": "secret"}}],
-    }
-    path.write_text(yaml.safe_dump(config))
-    return path
-
-
-def wanted(world: World, **changes: Any) -> Production:  # noqa: ANN401
-    given = {
-        "prometheus": PrometheusSettings(url=world.url, timeout_seconds=5),
-        "kubeconfig": world.kubeconfig,
-        "resource": RESOURCE,
-        "start": START,
-        "end": END,
-        "peaks": False,
-    }
-    return Production(**{**given, **changes})
-
-
-def imported(world: World, out: Path, **changes: Any) -> tuple[Imported, Trace]:  # noqa: ANN401
-    said = import_production(
-        wanted(world, **changes), out, now=END + 60, track=lambda parts: parts, overwrite=False
-    )
-    return said, read_trace(out)
-
-
-def row(trace: Trace, pod: str) -> Json:
-    return trace.pods.row(by_predicate=pl.col("pod") == f"shop/{pod}", named=True)
-
-
-def usage(trace: Trace, pod: str) -> list[tuple[int, float, float | None]]:
-    """Of a pod: (number of the window, cores, most cores)."""
-    assert trace.usage is not None
-    found = trace.usage.filter(pl.col("pod") == f"shop/{pod}").sort("time")
-    return [
-        (int(time.timestamp() - START) // WINDOW, round(cpu, 4), peak and round(peak, 4))
-        for _, time, cpu, peak in found.iter_rows()
-    ]
 
 
 # What is written
@@ -323,148 +159,6 @@ def test_what_is_no_node_is_left_out(world: World, tmp_path: Path) -> None:
     said, trace = imported(world, tmp_path / "out")
     assert row(trace, "away")["node"] is None
     assert said.left_out == ("1 nodes offer no CPU or no memory: they are left out.",)
-
-
-# Pods that are gone
-
-
-def info(pod: str, kind: str, owner: str, node: str = "n1", at: int = END) -> Json:
-    labels = {"created_by_kind": kind, "created_by_name": owner, "node": node}
-    return {"metric": {"namespace": "shop", "pod": pod, **labels}, "values": [(at, "1")]}
-
-
-def requested(pod: str, resource: str, *amounts: str) -> Json:
-    values = [(END - 86_400 * back, amount) for back, amount in enumerate(reversed(amounts))]
-    labels = {"namespace": "shop", "pod": pod, "resource": resource}
-    return {"metric": labels, "values": values[::-1]}
-
-
-def test_pods_that_are_gone_are_known_from_kube_state_metrics(world: World, tmp_path: Path) -> None:
-    early = [0.25] * 4 + [math.nan] * 8
-    world.usage |= {"old-5d4f7c9b8-abcde": early, "etl": early, "lost": early}
-    world.metrics["kube_pod_info"] = [
-        info("old-5d4f7c9b8-abcde", "ReplicaSet", "old-5d4f7c9b8"),
-        info("etl", "Job", "etl-29384400", node="left"),
-        info("silent", "<none>", "<none>"),  # no usage of it, so nobody knows when it lived
-    ]
-    world.metrics["kube_pod_container_resource_requests"] = [
-        requested("old-5d4f7c9b8-abcde", "cpu", "1", "1.5"),
-        requested("old-5d4f7c9b8-abcde", "memory", "2147483648"),
-        requested("etl", "archimedes_dev_reclaimed_millicpu", "500"),
-    ]
-    said, trace = imported(world, tmp_path / "out")
-    assert said.pods == 3
-    assert said.left_out == (
-        (
-            "1 pods that have used CPU are gone, and Prometheus has no kube_pod_info of them: "
-            "they are left out."
-        ),
-    )
-    old, etl = row(trace, "old-5d4f7c9b8-abcde"), row(trace, "etl")
-    assert (old["workload"], old["node"]) == ("shop/Deployment/old", "n1")
-    assert (old["tier"], old["cpu_request"], old["memory_request"]) == ("online", 1.5, 2.0)
-    assert old["start"].timestamp() == START
-    assert old["end"].timestamp() == START + 4 * WINDOW
-    assert (etl["workload"], etl["tier"], etl["cpu_request"]) == (
-        "shop/CronJob/etl",
-        "offline",
-        0.5,
-    )
-    assert etl["node"] is None  # its node is gone too
-
-
-def test_of_a_pod_that_exists_the_api_server_knows_more(world: World, tmp_path: Path) -> None:
-    world.metrics["kube_pod_info"] = [info("web", "StatefulSet", "web")]
-    world.metrics["kube_pod_container_resource_requests"] = [requested("web", "cpu", "7")]
-    _, trace = imported(world, tmp_path / "out")
-    assert row(trace, "web")["cpu_request"] == 2.0
-
-
-def test_of_two_nodes_the_newer_counts(world: World, tmp_path: Path) -> None:
-    world.nodes.append(a_node("n2"))
-    world.usage["db-0"] = [0.25] * 12
-    world.metrics["kube_pod_info"] = [
-        info("db-0", "StatefulSet", "db", node="n2", at=END),
-        info("db-0", "StatefulSet", "db", node="n1", at=END - 86_400),
-    ]
-    _, trace = imported(world, tmp_path / "out")
-    assert row(trace, "db-0")["node"] == "n2"
-
-
-# Lives
-
-
-def fact(name: str = "shop/web", start: float = math.inf, end: float = math.inf) -> PodFacts:
-    return PodFacts(name, "shop/Pod/web", "online", 1.0, 1.0, start, end, "n1")
-
-
-PERIOD = Period(START, END)
-
-
-@pytest.mark.parametrize(
-    ("pod", "seen", "life"),
-    [
-        (fact(start=START - 50), None, (START - 50, math.inf)),
-        (fact(start=START - 50, end=START + 70), None, (START - 50, START + 70)),
-        (fact(start=START - 50, end=START - 1), None, None),  # before the period
-        (fact(start=END), None, None),  # after it
-        (fact(), None, None),  # gone, and nobody saw it use anything
-        (fact(), Seen(START + 300, START + 900), (START + 300, START + 900)),
-        # A StatefulSet's pod that came back: its predecessor's usage is its own.
-        (fact(start=START + 600), Seen(START, END), (START, math.inf)),
-        (fact(start=END + 10), Seen(START, START + 600), (START, START + 600)),
-        (
-            fact(start=START - 90, end=START + 70),
-            Seen(START, START + 600),
-            (START - 90, START + 600),
-        ),
-    ],
-)
-def test_lives(pod: PodFacts, seen: Seen | None, life: tuple[float, float] | None) -> None:
-    found = with_lives([pod], {pod.pod: seen} if seen else {}, PERIOD)
-    assert [(p.start, p.end) for p in found] == ([life] if life else [])
-
-
-def test_an_end_after_the_period_is_none() -> None:
-    pods = [fact(start=START, end=END + 5), fact("shop/b", START, END - 5)]
-    table = pods_table(pods, {"n1"}, PERIOD)
-    assert table["end"].to_list() == [None, datetime.fromtimestamp(END - 5, UTC)]
-
-
-def test_a_node_is_there_before_its_first_pod() -> None:
-    node = NodeFacts("n1", 8.0, 32.0, START + 900, False, {}, ())
-    table = nodes_table([node], [fact(start=START + 300)], PERIOD)
-    assert table["start"].to_list() == [datetime.fromtimestamp(START + 300, UTC)]
-
-
-def test_peaks_of_other_pods_in_another_order() -> None:
-    cpu = UsageBlock(START, ("a", "b", "c"), np.array([[1], [2], [3]], np.float32))
-    peaks = UsageBlock(START, ("c", "x", "a"), np.array([[7], [8], [9]], np.float32))
-    rows = usage_rows(cpu, peaks, {"a", "b"})
-    assert rows.select("pod", "cpu", "cpu_max").rows() == [("a", 1.0, 9.0), ("b", 2.0, None)]
-
-
-@pytest.mark.parametrize(
-    ("status", "ended"),
-    [
-        ({"phase": "Running"}, math.inf),
-        ({"phase": "Failed"}, START),  # evicted: when it was created is all that is known
-        (
-            {
-                "phase": "Succeeded",
-                "startTime": born(0.1),
-                "containerStatuses": [
-                    {"state": {"terminated": {"finishedAt": born(0.5)}}},
-                    {"state": {"terminated": {"finishedAt": born(0.25)}}},
-                ],
-            },
-            START + 1800,
-        ),
-    ],
-)
-def test_when_a_pod_has_ended(status: Json, ended: float) -> None:
-    pod = msgspec.convert(a_pod("p", hours=0, status=status), LivePod)
-    assert pod_facts(pod, RESOURCE).end == ended
 
 
 # What is refused: one sentence, and nothing is left behind

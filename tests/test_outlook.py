@@ -8,10 +8,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from extender import outlook
 from extender.ask import pod_facts
 from extender.outlook import Champion
 from extender.state import Capture
+from models import node_groups
 from models.arrays import Floats32
 from models.classical import classical
 from models.kube.types import Pod
@@ -30,13 +30,22 @@ PODS = tuple(
 )
 
 
-def used() -> UsageStore:
-    """Four hours of usage, different for each pod."""
-    cpu = np.random.default_rng(0).uniform(0.1, 0.9, (len(PODS), 48)).astype(np.float32)
-    keys = [pod.key for pod in PODS]
+KEYS = [pod.key for pod in PODS]
+
+
+def used(hours: int = 4) -> UsageStore:
+    """Some hours of usage, different for each pod."""
     store = UsageStore()
-    store.write(UsageBlock(START, keys, cpu), frozenset(keys))
+    use(store, START, hours)
     return store
+
+
+def use(store: UsageStore, start: int, hours: int) -> None:
+    """Write some hours more, of which every tenth window is a burst of one node's pods."""
+    rng = np.random.default_rng(start)
+    cpu = rng.uniform(0.1, 0.9, (len(PODS), 12 * hours))
+    cpu[rng.integers(6) :: 6, ::10] += 2.0
+    store.write(UsageBlock(start, KEYS, cpu.astype(np.float32)), frozenset(KEYS))
 
 
 def test_a_champion_made_before_any_pod_was_listed_works_in_groups(
@@ -45,7 +54,7 @@ def test_a_champion_made_before_any_pod_was_listed_works_in_groups(
     model = shipped(classical("max-7d"))
     capture = Capture(NODES, np.full(len(NODES), 8.0), PODS)
     whole = Champion(model).outlook(capture, used())
-    monkeypatch.setattr(outlook, "_PODS_PER_GROUP", 8)
+    monkeypatch.setattr(node_groups, "_PODS_PER_GROUP", 8)
     taken: list[int] = []
     take = UsageStore.take
 
@@ -59,3 +68,23 @@ def test_a_champion_made_before_any_pod_was_listed_works_in_groups(
     assert max(taken) < len(PODS)
     np.testing.assert_allclose(grouped.forecast.forecast, whole.forecast.forecast)
     np.testing.assert_array_equal(grouped.newest, whole.newest)
+
+
+def test_groups_learn_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = shipped(classical("trailing-max-24h"))
+    capture = Capture(NODES, np.full(len(NODES), 8.0), PODS)
+    whole, grouped = Champion(model), Champion(model)
+    store = used(hours=24)
+    whole.outlook(capture, store)
+    monkeypatch.setattr(node_groups, "_PODS_PER_GROUP", 4)  # 6 groups, one of them without nodes
+    groups = node_groups.node_groups(NODES, PODS, 6)
+    assert min(len(group.names) for group in groups) == 0
+    grouped.outlook(capture, store)
+    for hour in range(60):
+        use(store, START + (24 + hour) * 3600, hours=1)
+        expected = whole.outlook(capture, store).forecast
+        found = grouped.outlook(capture, store).forecast
+        np.testing.assert_allclose(found.forecast, expected.forecast, rtol=1e-9)
+        np.testing.assert_allclose(found.expected, expected.expected, rtol=1e-9)
+    fresh = Champion(model).outlook(capture, store).forecast
+    assert (fresh.forecast != expected.forecast).any()  # there was something to learn

@@ -19,10 +19,11 @@ from models.policy import Policy
 from models.registry import Registry
 from models.shipped import shipped
 from models.usage_source import PrometheusSettings, UsageBlock, UsageError
-from shadow import batch, live_state
+from shadow import batch, follow, state_file
 from shadow.cli_follow import Challenger
 from shadow.follow import Follower, Publish
-from shadow.live_state import LiveState, StateFile
+from shadow.live_state import LiveState, Versions
+from shadow.state_file import StateFile
 from tests.extender_world import START, World, as_pod, binding, pod_json
 
 NODES = ("n1", "n2", "n3")
@@ -47,11 +48,18 @@ class SteadyUsage:
         """Nothing is open."""
 
 
+CHAMPION = replace(shipped(CLASSICAL["koordinator"], Policy()), version="2")
+
+
 @pytest.fixture(name="decisions")
 async def produce(tmp_path: Path) -> Path:
-    """The log and recording of ten 1 h pods, each bound to its first candidate."""
-    path = tmp_path / "decisions.jsonl"
-    world = World(NODES, decision_log=str(path), candidates=2)
+    """The log and recording of one champion's decisions."""
+    return await log_of(tmp_path / "decisions.jsonl", CHAMPION)
+
+
+async def log_of(path: Path, *champions: Model) -> Path:
+    """The log and recording of ten 1 h pods of each champion, bound to their first candidate."""
+    world = World(NODES, decision_log=str(path), candidates=2, watch_max_age=600.0)
     for node in NODES:
         world.cluster.put_pod(as_pod(pod_json(f"on-{node}", cpu="4", node=node, phase="Running")))
     world.server.refresher._store.write(
@@ -59,11 +67,12 @@ async def produce(tmp_path: Path) -> Path:
         {f"default/on-{node}" for node in NODES},
     )
     world.sync()
-    await world.server.refresher.install(shipped(CLASSICAL["koordinator"], Policy()), "test")
-    for number in range(10):
+    annotations = {"archimedes.dev/expected-duration": "1h"}
+    for number in range(10 * len(champions)):
+        if number % 10 == 0:
+            await world.server.refresher.install(champions[number // 10], "test")
         world.now += 10.0
-        pod = pod_json(f"p{number}", 100, annotations={"archimedes.dev/expected-duration": "1h"})
-
+        pod = pod_json(f"p{number}", 100, annotations=annotations)
         names = world.filter(pod)["NodeNames"]
         world.preempt(pod, {"n1": ["uid-p0"]})  # logged as well, and nothing to the shadow
         args = msgspec.convert(binding(pod, names[0]), type=dict[str, str])
@@ -89,7 +98,7 @@ def follower(
     decisions: Path,
     state: Path,
     publish: Publish | None = None,
-    model: Callable[[], Model] = challenger,
+    model: Callable[[], Model | None] = challenger,
 ) -> Follower:
     """A live shadow."""
     return Follower(
@@ -106,13 +115,23 @@ def follower(
 MOMENTS = (START + 700, START + 900, START + 2 * HOUR, START + 26 * HOUR)
 
 
-async def uninterrupted(decisions: Path, state: Path) -> LiveState:
+async def uninterrupted(
+    decisions: Path, state: Path, model: Callable[[], Model | None] = challenger
+) -> LiveState:
     """The state after all moments."""
-    shadow = follower(decisions, state)
+    shadow = follower(decisions, state, model=model)
     for now in MOMENTS:
         while await shadow.cycle(now):
             pass
     return shadow.state
+
+
+def counts(state: LiveState) -> dict[tuple[str, str], tuple[int, int, int]]:
+    """Decisions, bound ones and those whose outcome is known, by champion and challenger."""
+    return {
+        (trial.champion, trial.challenger): (tally.decisions, tally.bound, tally.joined)
+        for trial, tally in state.tallies.items()
+    }
 
 
 async def test_both_sides_are_judged_by_what_happened(decisions: Path, tmp_path: Path) -> None:
@@ -126,12 +145,14 @@ async def test_both_sides_are_judged_by_what_happened(decisions: Path, tmp_path:
     assert not state.bound
 
 
+@pytest.mark.parametrize("seed", range(4))
 async def test_a_kill_at_any_moment_counts_nothing_twice(
-    decisions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
+    decisions = await log_of(tmp_path / "d.jsonl", CHAMPION, replace(CHAMPION, version="5"))
     monkeypatch.setattr(batch, "LINES", 3)
     expected = await uninterrupted(decisions, tmp_path / "whole.json")
-    real, rng = live_state._replace, np.random.default_rng(3)
+    real, rng = state_file._replace, np.random.default_rng(seed)
     kills = 0
 
     def torn(path: Path, content: bytes) -> None:
@@ -146,7 +167,7 @@ async def test_a_kill_at_any_moment_counts_nothing_twice(
             raise Killed
         real(path, content)
 
-    monkeypatch.setattr(live_state, "_replace", torn)
+    monkeypatch.setattr(state_file, "_replace", torn)
     path = tmp_path / "torn.json"
     for now in MOMENTS:
         more = True
@@ -158,16 +179,64 @@ async def test_a_kill_at_any_moment_counts_nothing_twice(
             except Killed:
                 shadow = None
     assert kills > 3
-    assert StateFile(path).load() == expected
+    state = StateFile(path).load()
+    assert state == expected
+    assert counts(state) == {("2", "3"): (10, 10, 10), ("5", "3"): (10, 10, 10)}
+
+
+async def test_a_champion_that_changes_begins_figures_anew(tmp_path: Path) -> None:
+    bolder = replace(shipped(CLASSICAL["trailing-max-7d"], Policy()), version="5")
+    decisions = await log_of(tmp_path / "d.jsonl", CHAMPION, bolder, CHAMPION)
+    state = await uninterrupted(decisions, tmp_path / "state")
+    # Back in service, the champion's trial goes on where it was.
+    assert counts(state) == {("2", "3"): (20, 20, 20), ("5", "3"): (10, 10, 10)}
+    assert state.tallies[Versions("2", "3")].champion.judged == 15  # one half hour's refresh
+    assert state.tallies[Versions("5", "3")].champion.judged == 0
+
+
+async def test_a_challenger_that_serves_is_not_on_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = list[str]()
+    monkeypatch.setattr(follow.log, "info", lambda text, **_: said.append(text))
+    decisions = await log_of(tmp_path / "d.jsonl", CHAMPION, challenger())
+    state = await uninterrupted(decisions, tmp_path / "state")
+    assert counts(state) == {("2", "3"): (10, 10, 10)}  # what waited was judged
+    assert said == ["the challenger serves: its trial has ended"]
+
+    state = await uninterrupted(decisions, tmp_path / "other", lambda: challenger("4"))
+    assert counts(state) == {("2", "4"): (10, 10, 10), ("3", "4"): (10, 10, 10)}
+    assert said[1:] == ["on trial"]
+
+
+async def test_without_a_challenger_the_log_is_read_and_nothing_scored(
+    decisions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = list[str]()
+    monkeypatch.setattr(follow.log, "info", lambda text, **_: said.append(text))
+    monkeypatch.setattr(batch, "LINES", 12)  # four decisions, preempt calls and binds
+    models: list[Model | None] = [challenger()]
+    shadow = follower(decisions, tmp_path / "state", model=lambda: models[0])
+    assert await shadow.cycle(MOMENTS[0])
+    models[0] = None
+    assert await shadow.cycle(MOMENTS[0])
+    models[0] = challenger("4")
+    while await shadow.cycle(MOMENTS[0]):
+        pass
+    models[0] = None
+    for now in MOMENTS:
+        assert not await shadow.cycle(now)
+    assert counts(shadow.state) == {("2", "3"): (4, 4, 4), ("2", "4"): (2, 2, 2)}
+    assert said == ["on trial", "there is no challenger: waiting for one"]
 
 
 async def test_figures_wait_while_the_registry_is_away(decisions: Path, tmp_path: Path) -> None:
-    away, given = [True], list[tuple[str, float, float]]()
+    away, given = [True], list[tuple[str, str, float, float]]()
 
-    def publish(version: str, figures: dict[str, float], now: float) -> None:
+    def publish(version: str, against: str, figures: dict[str, float], now: float) -> None:
         if away[0]:
             raise RegistryError("MLflow cannot be reached")
-        given.append((version, figures["joined"], now))
+        given.append((version, against, figures["joined"], now))
 
     shadow = follower(decisions, tmp_path / "state.json", publish)
     for now in MOMENTS[:2]:  # 200 s apart: one point
@@ -178,7 +247,8 @@ async def test_figures_wait_while_the_registry_is_away(decisions: Path, tmp_path
     shadow = follower(decisions, tmp_path / "state.json", publish)  # a restart loses none
     await shadow.cycle(MOMENTS[3])
     # All ten pods ask for an hour: known after two.
-    assert given == [("3", 0, MOMENTS[0]), ("3", 10, MOMENTS[2]), ("3", 10, MOMENTS[3])]
+    times, joined = (MOMENTS[0], *MOMENTS[2:]), (0, 10, 10)
+    assert given == [("3", "2", *point) for point in zip(joined, times, strict=True)]
 
 
 async def test_another_challenger_has_figures_of_its_own(
@@ -192,9 +262,9 @@ async def test_another_challenger_has_figures_of_its_own(
     for now in MOMENTS:
         while await shadow.cycle(now):
             pass
-    tallies = shadow.state.tallies
-    assert {v: (t.decisions, t.joined) for v, t in tallies.items()} == {"3": (4, 4), "4": (6, 6)}
-    assert tallies["3"].champion.judged == 15  # the half hour's refresh was before the change
+    assert counts(shadow.state) == {("2", "3"): (4, 4, 4), ("2", "4"): (6, 6, 6)}
+    judged = shadow.state.tallies[Versions("2", "3")].champion.judged
+    assert judged == 15  # the half hour's refresh was before the change
 
 
 async def test_usage_that_cannot_be_read_costs_nothing(
@@ -228,30 +298,58 @@ def test_a_challenger_outlives_its_registry(
     save_model(challenger(), tmp_path / "model")
     version = registry.register(tmp_path / "model", params={}, metrics={}, tags={})
     loaded = Challenger("challenger", database_uri, registry, store)
-    assert loaded().version == version
+    assert version_of(loaded) == version
 
     def away(*_: object) -> str:
         raise RegistryError("MLflow cannot be reached")
 
     monkeypatch.setattr(Registry, "alias", away)
     monkeypatch.setattr(Registry, "pull", away)
-    assert loaded().version == version
-    assert Challenger("challenger", database_uri, registry, store)().version == version
-    assert Challenger(version, database_uri, registry, store)().version == version
+    assert version_of(loaded) == version
+    assert version_of(Challenger("challenger", database_uri, registry, store)) == version
+    assert version_of(Challenger(version, database_uri, registry, store)) == version
     with pytest.raises(RegistryError):
         Challenger("99", database_uri, registry, store)()
     with pytest.raises(RegistryError):
         Challenger("challenger", database_uri, registry, tmp_path / "other")()
 
 
-async def test_a_damaged_state_is_named(decisions: Path, tmp_path: Path) -> None:
-    state = StateFile(tmp_path / "state.json")
-    await follower(decisions, tmp_path / "state.json").cycle(MOMENTS[0])
-    damage(state)
-    with pytest.raises(ArchimedesError, match=r"belongs to state file .* remove both"):
-        await follower(decisions, tmp_path / "state.json").cycle(MOMENTS[1])
+def version_of(challenger: Challenger) -> str | None:
+    """What is on trial."""
+    model = challenger()
+    return None if model is None else model.version
 
 
-def damage(state: StateFile) -> None:
-    """Overwrite what the challenger has learned."""
-    state._at(state.load().learned[1], ".progress").write_bytes(b"nothing")
+def test_a_challenger_comes_and_goes(database_uri: str, tmp_path: Path) -> None:
+    registry = Registry(database_uri)
+    registry.prepare()
+    loaded = Challenger("challenger", database_uri, registry, tmp_path / "models")
+    save_model(challenger(), tmp_path / "model")
+    assert version_of(loaded) is None  # nothing was ever registered
+    for number in ("1", "2"):
+        assert registry.register(tmp_path / "model", params={}, metrics={}, tags={}) == number
+        assert version_of(loaded) == number
+    registry.promote("challenger", "a test")
+    assert version_of(loaded) is None
+
+
+@pytest.mark.parametrize("suffix", [".state", ".progress", ".forecasts"])
+@pytest.mark.parametrize("how", ["cut", "flipped", "empty"])
+async def test_a_damaged_file_is_named(
+    decisions: Path, tmp_path: Path, suffix: str, how: str
+) -> None:
+    path = tmp_path / "shadow.state"
+    await follower(decisions, path).cycle(MOMENTS[0])
+    damaged = damage(tmp_path, suffix, how)
+    with pytest.raises(ArchimedesError, match=r"cannot be used: it .* to begin anew") as told:
+        await follower(decisions, path).cycle(MOMENTS[1])
+    assert str(damaged) in str(told.value)
+
+
+def damage(folder: Path, suffix: str, how: str) -> Path:
+    """The one file of a kind, which is no longer what was written."""
+    (path,) = folder.rglob(f"*{suffix}")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes({"cut": content[:-9], "flipped": content, "empty": bytearray()}[how])
+    return path

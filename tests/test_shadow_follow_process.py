@@ -35,7 +35,10 @@ MINUTE = 60.0
 REFRESHES = 14
 PODS = 50  # after each refresh
 
+CHAMPION = "koordinator"
+
 Figures = dict[str, dict[str, float]]
+"""By challenger; all were on trial against the same champion."""
 
 
 @pytest.fixture(name="now")
@@ -130,7 +133,7 @@ async def with_a_champion(log: Path, prometheus: str, now: float) -> AsyncIterat
     production = Production(log, prometheus, now)
     refresher = production.world.server.refresher
     await refresher.refresh()
-    await refresher.install(shipped(CLASSICAL["koordinator"], Policy()), "test")
+    await refresher.install(shipped(CLASSICAL[CHAMPION], Policy()), "test")
     yield production
     await production.close()
 
@@ -140,6 +143,7 @@ class Shadow:
 
     def __init__(self, state: Path, log: Path, prometheus: str, registry: str) -> None:
         self.state = state
+        self.seconds, self.said = 0.0, ""  # of the last run
         self._command = [
             *(sys.executable, "-m", "archimedes", "shadow", "follow", "--once", "--json"),
             *("--decisions", str(log), "--prometheus", prometheus),
@@ -148,13 +152,25 @@ class Shadow:
 
     def run(self) -> Figures:
         """Let it do what there is to do."""
+        began = time.monotonic()
         done = subprocess.run(self._command, capture_output=True, timeout=120, check=False)
+        self.seconds = time.monotonic() - began
         assert done.returncode == 0, done.stderr.decode()
-        figures: Figures = json.loads(done.stdout)
-        return figures
+        self.said = done.stderr.decode()
+        found: dict[str, Figures] = json.loads(done.stdout)
+        return {challenger: figures[CHAMPION] for challenger, figures in found.items()}
 
-    def killed(self, rng: np.random.Generator) -> bool:
-        """Kill it shortly after it has saved something; whether it was still running."""
+    def killed(self, after: float) -> bool:
+        """Kill it so many seconds after its start; whether it was still running."""
+        with subprocess.Popen(
+            self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as process:
+            time.sleep(after)
+            process.kill()
+        return process.returncode == -9
+
+    def killed_after_save(self, after: float) -> bool:
+        """Kill it so many seconds after it has saved something; whether it was still running."""
         before = self._saved()
         with subprocess.Popen(self._command, stdout=subprocess.DEVNULL) as process:
             wait_until(
@@ -163,7 +179,7 @@ class Shadow:
                 "a state is saved",
                 interval=0.002,
             )
-            time.sleep(float(rng.uniform(0.0, 0.1)))
+            time.sleep(after)
             process.kill()
         return process.returncode == -9
 
@@ -188,16 +204,19 @@ async def test_kills_change_no_figure(
     first = register(registry, tmp_path, "trailing-max-24h")
     await production.run(REFRESHES - 1)
 
-    expected = Shadow(tmp_path / "whole.json", log, prometheus, server_uri).run()[first]
+    whole = Shadow(tmp_path / "whole.state", log, prometheus, server_uri)
+    expected = whole.run()[first]
     decisions = PODS * (REFRESHES - 1)
     assert (expected["decisions"], expected["unscored"]) == (decisions, 0)
     assert expected["joined"] == expected["bound"] == decisions
     assert expected["champion_judged"] >= 2 * len(NODES)  # two half hours at least, 1 h each
     assert expected["champion_regret_cores"] != expected["challenger_regret_cores"]
 
-    shadow = Shadow(tmp_path / "killed.json", log, prometheus, server_uri)
+    shadow = Shadow(tmp_path / "killed.state", log, prometheus, server_uri)
     rng = np.random.default_rng(7)
-    assert sum(shadow.killed(rng) for _ in range(4)) >= 2
+    kills = [shadow.killed_after_save(after) for after in rng.uniform(0.0, 0.1, 4)]
+    kills += [shadow.killed(after) for after in rng.uniform(0.0, whole.seconds, 4)]
+    assert sum(kills) >= 4
     away = Shadow(shadow.state, log, prometheus, f"http://127.0.0.1:{closed_port()}")
     assert away.run() == {first: expected}  # MLflow is down: the copy decides, the figures wait
     assert shadow.run() == {first: expected}
@@ -207,13 +226,18 @@ async def test_kills_change_no_figure(
     await production.run(1)
     await production.close()
     both = shadow.run()
+    assert "on trial" in shadow.said
     assert both[first]["decisions"] == decisions
     assert both[second]["decisions"] == PODS
     assert tags(registry, second)["decisions"] == str(PODS)
+
+    registry.promote(second, "the test is over")  # so nobody is on trial
+    assert shadow.run() == both
+    assert "there is no challenger" in shadow.said
 
 
 def tags(registry: Registry, version: str) -> dict[str, str]:
     """The live shadow's tags of a version."""
     (found,) = [each for each in registry.versions() if each.version == version]
-    prefix = f"{SHADOW_TAG}."
+    prefix = f"{SHADOW_TAG}.{CHAMPION}."
     return {k.removeprefix(prefix): v for k, v in found.tags.items() if k.startswith(prefix)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -70,16 +71,23 @@ def test_figures_stand_on_the_version_and_once_on_its_run(
     save_model(shipped(CLASSICAL["koordinator"]), tmp_path / "model")
     version = registry.register(tmp_path / "model", params={}, metrics={}, tags={})
     for _ in range(2):  # logged again after a kill: the same point
-        registry.log_shadow(version, {"agreement": 0.5, "overlap": float("nan")}, 1_700_000_000.0)
-    registry.log_shadow(version, {"agreement": 0.75}, 1_700_000_300.0)
+        registry.log_shadow(version, "7", {"agreement": 0.5, "overlap": math.nan}, 1_700_000_000.0)
+    registry.log_shadow(version, "7", {"agreement": 0.75}, 1_700_000_300.0)
+    registry.log_shadow(version, "8", {"agreement": 0.25}, 1_700_000_600.0)  # another champion
     (found,) = registry.versions()
-    assert found.tags[f"{SHADOW_TAG}.agreement"] == "0.75"
+    assert found.tags[f"{SHADOW_TAG}.7.agreement"] == "0.75"
+    assert found.tags[f"{SHADOW_TAG}.8.agreement"] == "0.25"
 
     from mlflow import MlflowClient
 
     client = MlflowClient(database_uri, database_uri)
     experiment = client.get_experiment_by_name("archimedes")
     assert experiment is not None
-    (run,) = client.search_runs([experiment.experiment_id], f"tags.`{SHADOW_TAG}` = '{version}'")
-    history = client.get_metric_history(run.info.run_id, "shadow.agreement")
-    assert [point.value for point in history] == [0.5, 0.75]
+    runs = client.search_runs([experiment.experiment_id], f"tags.`{SHADOW_TAG}` = '{version}'")
+    points = {
+        run.data.tags[f"{SHADOW_TAG}.champion"]: [
+            point.value for point in client.get_metric_history(run.info.run_id, "shadow.agreement")
+        ]
+        for run in runs
+    }
+    assert points == {"7": [0.5, 0.75], "8": [0.25]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -12,6 +13,7 @@ from extender.outlook import Champion
 from extender.recorder import Recorder
 from extender.recording import OnlinePod, Refresh
 from extender.state import Capture
+from models import node_groups
 from models.arrays import Floats
 from models.classical import CLASSICAL
 from models.grid import DAY, WINDOW
@@ -20,7 +22,7 @@ from models.shipped import shipped
 from models.usage_source import PrometheusSettings, UsageBlock
 from models.usage_store import UsageReader, UsageStore
 from shadow.follow import Follower
-from shadow.live_state import StateFile
+from shadow.state_file import StateFile
 from tests.extender_world import RESOURCE, START, as_pod, pod_json
 
 NODES = ("n1", "n2")
@@ -50,7 +52,12 @@ def online(key: str, node: str) -> PodFacts:
     return pod_facts(pod, RESOURCE)
 
 
-CAPTURE = Capture(NODES, np.array([16.0, 16.0]), tuple(map(online, PODS, PODS.values())))
+def capture(number: int) -> Capture:
+    """At a refresh: the pods, and a new one of the first's workload that is never observed."""
+    pods = tuple(map(online, PODS, PODS.values()))
+    new = online(f"default/new-{number}", "n1")
+    sibling = msgspec.structs.replace(new, workload=pods[0].workload)
+    return Capture(NODES, np.array([16.0, 16.0]), (*pods, sibling))
 
 
 @pytest.fixture(name="log")
@@ -70,18 +77,19 @@ async def produce(tmp_path: Path) -> Path:
     for number in range(REFRESHES):
         now = START + number * EVERY
         await reader.catch_up(now, frozenset(PODS))
-        forecast = champion.outlook(CAPTURE, store).forecast
+        seen = capture(number)
+        forecast = champion.outlook(seen, store).forecast
         refresh = Refresh(
             time=now,
             usage_end=store.time,
             model_version="7",
             nodes=NODES,
-            allocatable=CAPTURE.allocatable,
+            allocatable=seen.allocatable,
             forecast=forecast.forecast,
             expected=forecast.expected,
             pods={
                 pod.key: OnlinePod(pod.key, pod.node, pod.request, 0.0, pod.workload)
-                for pod in CAPTURE.pods
+                for pod in seen.pods
             },
             advertise_share=1.0,
         )
@@ -99,7 +107,7 @@ async def just_loaded(now: float) -> Floats:
     """What the model forecasts where it has learned nothing."""
     store = UsageStore()
     await UsageReader(RisingUsage(), store, USAGE).catch_up(now, frozenset(PODS))
-    return Champion(model()).outlook(CAPTURE, store).forecast.forecast
+    return Champion(model()).outlook(capture(0), store).forecast.forecast
 
 
 def follower(log: Path, state: StateFile) -> Follower:
@@ -115,9 +123,16 @@ def kept(state: StateFile) -> dict[float, tuple[Floats, Floats]]:
 
 
 @pytest.mark.parametrize("restarts", [False, True])
+@pytest.mark.parametrize("pods_of_a_group", [16_384, 2])
 async def test_a_challenger_that_is_the_champion_forecasts_the_same(
-    log: Path, tmp_path: Path, *, restarts: bool
+    log: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    pods_of_a_group: int,
+    *,
+    restarts: bool,
 ) -> None:
+    monkeypatch.setattr(node_groups, "_PODS_PER_GROUP", pods_of_a_group)  # the champion had one
     state = StateFile(tmp_path / "state.json")
     shadow = follower(log, state)
     both: dict[float, tuple[Floats, Floats]] = {}

@@ -145,6 +145,20 @@ def prometheus(
             help="PromQL that returns cores by namespace and pod.",
         ),
     ] = "",
+    node_cpu_query: Annotated[
+        str,
+        typer.Option(
+            show_default="kube_node_status_allocatable, else machine_cpu_cores",
+            help="PromQL that returns the cores of nodes by node, for those that are gone.",
+        ),
+    ] = "",
+    node_memory_query: Annotated[
+        str,
+        typer.Option(
+            show_default="kube_node_status_allocatable, else machine_memory_bytes",
+            help="PromQL that returns their memory in bytes by node.",
+        ),
+    ] = "",
     token_file: Annotated[
         str, typer.Option(show_default="none", help="File with a bearer token for Prometheus.")
     ] = "",
@@ -193,6 +207,8 @@ def prometheus(
                 start=start.replace(tzinfo=UTC).timestamp(),
                 end=end.replace(tzinfo=UTC).timestamp() if end else now - settings.delay_seconds,
                 peaks=cpu_max,
+                node_cpu=node_cpu_query,
+                node_memory=node_memory_query,
             ),
             out,
             now=now,

@@ -91,7 +91,8 @@ class PodFacts:
     """What a trace tells of a pod, but for its usage.
 
     Fields:
-        pod: ``namespace/name``. workload: its top owner. tier: online or offline.
+        pod: ``namespace/name``. uid: Kubernetes' own, empty where not known. workload: its top
+            owner. tier: online or offline.
         cpu_request: cores; of an offline pod, reclaimed ones. memory_request: GiB.
         start, end: seconds since the epoch; inf where not known, the end also while it runs.
         node: where it runs or ran, empty where not known.
@@ -110,14 +111,15 @@ class PodFacts:
     node: str = ""
     constraints: dict[str, str] = field(default_factory=dict)
     unread: tuple[str, ...] = ()
+    uid: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class NodeFacts:
-    """What a trace tells of a node: cores and GiB allocatable, and since when it is there.
+    """What a trace tells of a node: cores and GiB allocatable, and when it was there.
 
-    ``created`` is in seconds since the epoch, -inf where it is not known; ``constraints`` and
-    ``unread`` as with `PodFacts`.
+    ``created`` and ``gone`` are in seconds since the epoch, infinite where there is none known;
+    ``constraints`` and ``unread`` as with `PodFacts`.
     """
 
     node: str
@@ -127,6 +129,7 @@ class NodeFacts:
     unschedulable: bool
     constraints: dict[str, str]
     unread: tuple[str, ...]
+    gone: float = math.inf
 
 
 class ClusterObjects:
@@ -206,6 +209,7 @@ def pod_facts(pod: LivePod, resource: str) -> PodFacts:
         node=spec.node_name or "",
         constraints=constraints,
         unread=unread,
+        uid=metadata.uid or "",
     )
 
 

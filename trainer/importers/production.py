@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,6 +30,8 @@ from trainer.importers.cluster_objects import (
     pod_facts,
 )
 from trainer.importers.common import Imported, Track, usage_file
+from trainer.importers.lives import Lives, lives
+from trainer.importers.past_nodes import cpu_query, memory_query, past_nodes
 from trainer.importers.production_tables import (
     Period,
     Seen,
@@ -51,6 +53,7 @@ class Production:
         resource: name of the reclaimed resource.
         start, end: seconds since the epoch; only whole windows between them are read.
         peaks: whether each window's highest figure is read too.
+        node_cpu, node_memory: PromQL that returns cores and bytes by node; empty for the usual one.
     """
 
     prometheus: PrometheusSettings
@@ -59,15 +62,17 @@ class Production:
     start: float
     end: float
     peaks: bool
+    node_cpu: str = ""
+    node_memory: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """What exists now or existed: nodes, pods by ``namespace/name``, and what a trace lacks."""
+    """What exists now: nodes, pods, and the names of nodes on which no pod can be."""
 
     nodes: list[NodeFacts]
-    pods: dict[str, PodFacts]
-    no_places: int
+    pods: list[PodFacts]
+    no_places: frozenset[str]
 
 
 def import_production(
@@ -120,10 +125,11 @@ def _period(wanted: Production, now: float) -> Period:
 def _objects(wanted: Production) -> _Found:
     """What the API server has now."""
     api = ClusterObjects(load_configuration(wanted.kubeconfig))
-    nodes = [node_facts(node) for node in api.nodes()]
-    there = [node for node in nodes if node is not None]
-    pods = (pod_facts(pod, wanted.resource) for pod in api.pods())
-    return _Found(there, {pod.pod: pod for pod in pods}, len(nodes) - len(there))
+    listed = list(api.nodes())
+    nodes = [node for node in map(node_facts, listed) if node is not None]
+    names = {node.metadata.name or "" for node in listed if node.metadata}
+    pods = [pod_facts(pod, wanted.resource) for pod in api.pods()]
+    return _Found(nodes, pods, frozenset(names - {node.node for node in nodes}))
 
 
 async def _import(
@@ -137,24 +143,40 @@ async def _import(
             query = peak_query(wanted.prometheus)
             peaks = PrometheusSource(msgspec.structs.replace(wanted.prometheus, query=query))
             stack.push_async_callback(peaks.close)
-        gone = await past_pods(source, wanted.prometheus, period.start, period.end, wanted.resource)
-        # Where a pod of that name exists now, the API server knows more.
-        known = {**gone, **found.pods}
+        past = await past_pods(source, wanted.prometheus, period.start, period.end, wanted.resource)
+        known = lives(found.pods, past)
+        gone = await past_nodes(
+            source,
+            wanted.node_cpu or cpu_query(wanted.prometheus),
+            wanted.node_memory or memory_query(wanted.prometheus),
+            period.start,
+            period.end,
+        )
         usage = await _usage(source, peaks, period, known, folder, track)
     if not usage.rows:
         raise SourceError(
             f"there is no usage of a known pod between {_utc(period.start)} and "
             f"{_utc(period.end)}; check --start, --end, --cluster-label and --query."
         )
-    pods = with_lives(known.values(), usage.seen, period)
-    _write(pods, found.nodes, period, folder)
+    facts = (pod for name in known.values() for pod in name.pods)
+    pods = with_lives(facts, usage.seen, period)
+    nodes = [*found.nodes, *_missing(pods, found, gone)]
+    _write(pods, nodes, period, folder)
     return Imported(
         pods=len(pods),
         usage_rows=usage.rows,
         first=_time(min(seen.start for seen in usage.seen.values())),
         last=_time(max(seen.end for seen in usage.seen.values())),
-        left_out=tuple(_left_out(found, pods, usage)),
+        left_out=tuple(_left_out(found, nodes, pods, known, usage)),
     )
+
+
+def _missing(
+    pods: Iterable[PodFacts], found: _Found, gone: Mapping[str, NodeFacts]
+) -> list[NodeFacts]:
+    """The nodes that are gone and on which pods ran, as far as they are known."""
+    there = {node.node for node in found.nodes} | found.no_places
+    return [gone[name] for name in sorted({pod.node for pod in pods} - there) if name in gone]
 
 
 @dataclass(slots=True)
@@ -170,7 +192,7 @@ async def _usage(
     source: PrometheusSource,
     peaks: PrometheusSource | None,
     period: Period,
-    known: Mapping[str, PodFacts],
+    known: Mapping[str, Lives],
     folder: Path,
     track: Track[tuple[int, int]],
 ) -> _Usage:
@@ -215,7 +237,13 @@ def _write(
     pq.write_table(table.to_arrow(), folder / "pods.parquet", write_page_checksum=True)
 
 
-def _left_out(found: _Found, pods: Sequence[PodFacts], usage: _Usage) -> list[str]:
+def _left_out(
+    found: _Found,
+    nodes: Sequence[NodeFacts],
+    pods: Sequence[PodFacts],
+    known: Mapping[str, Lives],
+    usage: _Usage,
+) -> list[str]:
     """A sentence for each kind of thing that the trace lacks."""
     said = []
     if usage.unknown:
@@ -224,10 +252,23 @@ def _left_out(found: _Found, pods: Sequence[PodFacts], usage: _Usage) -> list[st
             "kube_pod_info of them: they are left out."
         )
     if found.no_places:
-        said.append(f"{found.no_places} nodes offer no CPU or no memory: they are left out.")
+        said.append(f"{len(found.no_places)} nodes offer no CPU or no memory: they are left out.")
+    there = {node.node for node in nodes} | found.no_places
+    homeless = [pod.node for pod in pods if pod.node and pod.node not in there]
+    if homeless:
+        said.append(
+            f"{len(homeless)} pods ran on {len(set(homeless))} nodes that are gone, and Prometheus "
+            "does not tell what these offered: the pods are placed anew in a replay."
+        )
+    unsplit = sum(name.unsplit for name in known.values())
+    if unsplit:
+        said.append(
+            f"{unsplit} names had several pods, and Prometheus has no kube_pod_created of them: "
+            "only the newest counts."
+        )
     unread = Counter(
         name
-        for names in (*(pod.unread for pod in pods), *(node.unread for node in found.nodes))
+        for names in (*(pod.unread for pod in pods), *(node.unread for node in nodes))
         for name in names
     )
     said += [

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import polars as pl
 
-from models.arrays import Floats32
+from models.arrays import Floats32, Ints
 from models.constraints import NODE_JSON, POD_JSON
 from models.grid import WINDOW
 from models.trace_schema import NODES, PODS, USAGE, conform
@@ -17,6 +19,11 @@ from models.trace_validation import MOST_CORES
 from models.usage_source import UsageBlock
 from trainer.importers.cluster_objects import NodeFacts, PodFacts
 from trainer.importers.common import moment
+from trainer.importers.lives import Lives
+
+_LINGERS = 2 * WINDOW
+"""Seconds before the period's end after which a node that was seen is there to the last: it is
+looked for every window, and what is seen of it may be a window old."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,20 +43,20 @@ class Seen:
 
 
 def usage_rows(
-    block: UsageBlock, peaks: UsageBlock | None, wanted: Collection[str]
+    block: UsageBlock, peaks: UsageBlock | None, wanted: Mapping[str, Lives]
 ) -> pl.DataFrame:
     """Rows of usage.parquet; what is no usage stays a gap, and a peak is never below its mean.
 
     Args:
         block: mean cores of each pod and window.
         peaks: the most cores, of any pods in any order; None where they are not wanted.
-        wanted: the pods whose usage counts, ``namespace/name``.
+        wanted: what is known of the names whose usage counts, ``namespace/name``.
     """
     kept = [row for row, pod in enumerate(block.pods) if pod in wanted]
     cpu = block.cpu[kept]
     row, column = np.nonzero(_possible(cpu))
-    names = np.array([block.pods[at] for at in kept], dtype=object)[row]
     time = block.start + column.astype(np.int64) * WINDOW
+    names = _names([wanted[block.pods[at]] for at in kept], row, time)
     rows = pl.DataFrame(
         {"pod": pl.Series(names, dtype=pl.String), "time": time, "cpu": cpu[row, column]}
     ).with_columns(moment("time"))
@@ -58,6 +65,18 @@ def usage_rows(
     highest = _aligned(peaks, [block.pods[at] for at in kept])[row, column]
     highest = np.where(_possible(highest), np.maximum(highest, cpu[row, column]), np.nan)
     return conform(rows.with_columns(cpu_max=pl.Series(highest).fill_nan(None)), USAGE)
+
+
+def _names(names: Sequence[Lives], row: Ints, time: Ints) -> np.ndarray[tuple[int], np.dtype[Any]]:
+    """The pod of each window, given its row among the names (ascending) and its start."""
+    found = np.array([each.pods[-1].pod for each in names], dtype=object)[row]
+    bounds = np.searchsorted(row, np.arange(len(names) + 1))
+    for each, (first, stop) in zip(names, pairwise(bounds), strict=True):
+        life = each.of(time[first:stop])
+        if (life < len(each.pods) - 1).any():
+            pods = np.array([pod.pod for pod in each.pods], dtype=object)
+            found[first:stop] = pods[life]
+    return found
 
 
 def _possible(cpu: Floats32) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
@@ -79,9 +98,8 @@ def with_lives(
 ) -> list[PodFacts]:
     """The pods that lived in the period, each with its start and its end.
 
-    One name is one pod, as for the extender, whose history of a name also outlives the pod: a
-    StatefulSet's pod that comes back goes on. So a life is that of the pod which has the name now,
-    widened to all usage under the name; a pod that is gone lived while its usage was observed.
+    The life of a pod that there is now is widened to all of its usage; a pod that is gone lived
+    while its usage was observed.
     """
     living = []
     for pod in facts:
@@ -125,24 +143,29 @@ def nodes_table(
 ) -> pl.DataFrame:
     """nodes.parquet; a node that came within the period starts then, or with its first pod.
 
-    The start is empty where a node was there from the beginning.
+    One that went within it ends then, or with its last pod. Start and end are empty where a node
+    was there from the beginning, and to the last.
     """
     first: dict[str, float] = {}
+    last: dict[str, float] = {}
     for pod in pods:
         first[pod.node] = min(pod.start, first.get(pod.node, math.inf))
+        last[pod.node] = max(pod.end, last.get(pod.node, -math.inf))
     starts = [min(node.created, first.get(node.node, math.inf)) for node in nodes]
+    ends = [max(node.gone, last.get(node.node, -math.inf)) for node in nodes]
     table = pl.DataFrame(
         {
             "node": [node.node for node in nodes],
             "cpu": [node.cpu for node in nodes],
             "memory": [node.memory for node in nodes],
             "start": [start if start > period.start else None for start in starts],
+            "end": [end if end < period.end - _LINGERS else None for end in ends],
             "unschedulable": [node.unschedulable for node in nodes],
             **_columns(NODE_JSON, [node.constraints for node in nodes]),
         },
-        schema_overrides={"start": pl.Float64},
+        schema_overrides={"start": pl.Float64, "end": pl.Float64},
     )
-    return conform(table.with_columns(moment("start")), NODES)
+    return conform(table.with_columns(moment("start"), moment("end")), NODES)
 
 
 def _columns(names: Iterable[str], given: Sequence[Mapping[str, str]]) -> dict[str, pl.Series]:
