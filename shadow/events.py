@@ -8,7 +8,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from models.arrays import Ints
+from models.arrays import Floats, Ints
 
 NEVER = 2**62
 """A time, in seconds since the epoch, that no replay reaches."""
@@ -88,24 +88,42 @@ class Timeline:
         return time, ARRIVAL, self._arrived - 1
 
 
-class Waiting:
-    """Pods that no node took, the oldest first.
+NEW_BACKOFF = 2
+"""Seconds for which a refused pod that has just come is in backoff. kube-scheduler tries it twice:
+that it was refused becomes a condition of the pod, and this change wakes it once."""
 
-    kube-scheduler wakes such a pod at any event that may have made room and, being idle, tries it
-    at once (it takes pods out of their backoff when its active queue is empty). A pod whose need is
-    more than any node has left would only be rejected again, so it is not tried.
+LONGEST_BACKOFF = 10
+"""Seconds: kube-scheduler's podMaxBackoffSeconds by default. A backoff doubles with each attempt,
+and the events of one pod's end (its mark, its deletion, the next pod's bind and start) are three
+attempts or more, so that pods that did not profit from one have the longest."""
+
+
+class Waiting:
+    """Pods that no node took, and the order in which kube-scheduler tries them again.
+
+    At an event that may have made room it tries all of them: first those whose backoff is over, by
+    their last attempt; then, if idle, the others, by the second in which their backoff ends. So in
+    a busy queue new pods overtake old ones. Who is first within such a second is a matter of
+    milliseconds (several events follow each other, and the first pod may meet an extender that has
+    not heard yet), so it is drawn. See `backoff_queue.go` of Kubernetes 1.37.
+
+    A pod whose need is more than any node has left would only be rejected again.
     """
 
     def __init__(self) -> None:
-        # One column for each pod that waits: the pod, what it needs, and of which kind.
-        self._buffer: Ints = np.zeros((3, 64), np.int64)
+        # One column for each pod that waits, by pod: the pod, what it needs, of which kind, when it
+        # was last tried, and when its backoff ends.
+        self._buffer: Ints = np.zeros((5, 64), np.int64)
         self._count = 0
 
     def __len__(self) -> int:
         return self._count
 
-    def add(self, pod: int, need: int, kind: int) -> None:
-        """Let a pod wait that needs ``need`` millicores of headroom of a kind; once only."""
+    def add(self, pod: int, need: int, kind: int, time: int, backoff: int = NEW_BACKOFF) -> None:
+        """Let a pod wait that needs ``need`` millicores of headroom of a kind; once only.
+
+        ``time`` is seconds since the epoch, from which its ``backoff`` counts.
+        """
         place, found = self._find(pod)
         if found:
             return
@@ -113,7 +131,7 @@ class Waiting:
             self._buffer = np.concatenate([self._buffer, np.zeros_like(self._buffer)], axis=1)
         after = self._buffer[:, place : self._count].copy()
         self._buffer[:, place + 1 : self._count + 1] = after
-        self._buffer[:, place] = pod, need, kind
+        self._buffer[:, place] = pod, need, kind, time, time + backoff
         self._count += 1
 
     def remove(self, pod: int) -> None:
@@ -126,17 +144,37 @@ class Waiting:
             self._count -= 1
             self._buffer[:, place : self._count] = after
 
-    def ready(self, headroom: Ints, after: int = -1) -> Ints:
-        """Pods later than ``after`` for which some node may have room.
+    def retry(self, time: int, headroom: Ints, rng: np.random.Generator) -> Ints:
+        """Try all at ``time``, seconds since the epoch.
 
         Args:
+            time: of the event.
             headroom: [kinds] the most millicores that any node has left.
-            after: the pod tried last.
+            rng: draws the order within a second.
+
+        Returns:
+            Those for which some node may have room, in their order: pod, need and kind, [3, W].
         """
-        pods, need, kind = self._buffer[:, : self._count]
-        found: Ints = pods[(need <= headroom[kind]) & (pods > after)]
-        return found
+        columns = self._buffer[:, : self._count]
+        need, kind, tried, ends = columns[1:]
+        fits = columns[:, need <= headroom[kind]]
+        tried[:], ends[:] = time, time + LONGEST_BACKOFF
+        if fits.shape[1] > 1:
+            fits = fits[:, retry_order(fits[3], fits[4], time, rng.random(fits.shape[1]))]
+        return fits[:3]
 
     def _find(self, pod: int) -> tuple[int, bool]:
         place = int(self._buffer[0, : self._count].searchsorted(pod))
         return place, place < self._count and int(self._buffer[0, place]) == pod
+
+
+def retry_order(tried: Ints, ends: Ints, time: int, chance: Floats) -> Ints:
+    """In which order pods are tried at ``time``, all [W].
+
+    Args:
+        tried, ends: when each was last tried, and when its backoff ends.
+        chance: decides between those whose backoff ends in the same second. Between those that were
+            last tried in the same second, the earlier in the array is first.
+    """
+    over = ends <= time  # and `tried` is at most `time`, so these are first
+    return np.lexsort((np.where(over, 0, chance), np.where(over, tried, ends)))

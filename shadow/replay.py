@@ -129,6 +129,7 @@ class _Replay:
                 scenario.grid, len(scenario.fleet), scenario.start, scenario.stop
             )
         self._rng = np.random.default_rng([options.seed, 2])
+        self._luck = np.random.default_rng([options.seed, 3])
         self._habits = NO_HABITS
         self._turn = 0
         self._waiting = Waiting()
@@ -182,7 +183,7 @@ class _Replay:
                 choice = choice if freed is None else freed
             if isinstance(choice, str):
                 self._record.refused(pod, choice)
-                self._waiting.add(pod, *self._need(pod))
+                self._waiting.add(pod, *self._need(pod), time)
                 return False
             row = choice
         self._waiting.remove(pod)
@@ -264,7 +265,7 @@ class _Replay:
     def _displace(self, pod: int, time: int, ending: Ending) -> None:
         """Stop an offline pod, which starts again from the beginning when it is placed again."""
         self._stop(pod, time, ending)
-        self._waiting.add(pod, *self._need(pod))
+        self._waiting.add(pod, *self._need(pod), time, backoff=0)
 
     def _start(self, pod: int, row: int, time: int) -> None:
         pods, cluster, request = self._scenario.pods, self._cluster, self._requests[pod]
@@ -403,19 +404,22 @@ class _Replay:
                 self._displace(pod, time, Ending.EVICTED)
 
     def _wake(self, time: int) -> None:
-        """Try the waiting pods that some node may have room for, the oldest first."""
-        last = -1
-        while len(self._waiting):
-            ready = self._waiting.ready(self._cluster.headroom(), last)
-            if len(ready) == 0:
-                return
-            for pod in ready.tolist():
-                last = pod
+        """Try the waiting pods that some node may have room for, in kube-scheduler's order."""
+        if len(self._waiting) == 0:
+            return
+        queue = self._waiting.retry(time, self._cluster.headroom(), self._luck)
+        while queue.size:
+            pods, need, kind = queue
+            ready = np.flatnonzero(need <= self._cluster.headroom()[kind])
+            last = len(pods)
+            for place, pod in zip(ready.tolist(), pods[ready].tolist(), strict=True):
                 if not self._offline[pod] and self._scenario.pods.gone[pod] <= time:
                     self._waiting.remove(pod)
                     self._record.state[pod] = State.MISSED
                 elif not self._crowded_out(pod) and not self._attempt(pod, time):
-                    break  # less is left than was thought: look again
+                    last = place + 1  # less is left than was thought: look again
+                    break
+            queue = queue[:, last:]
 
     def _crowded_out(self, pod: int) -> bool:
         """Whether no node had room for a pod that asked for no more, for no longer.

@@ -2,6 +2,8 @@
 
 import secrets
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -15,12 +17,27 @@ from tests.e2e.world import World, build_world
 @pytest.fixture(scope="package")
 def world(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """50 nodes full of requests, a day of usage, kube-scheduler and the extender."""
+    with _world(control_plane, tmp_path_factory.mktemp("e2e"), refresh_seconds=5) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def still_world(
+    control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[World]:
+    """As `world`, with one forecast for all of it, so that a replay can decide on the same."""
+    with _world(control_plane, tmp_path_factory.mktemp("still"), refresh_seconds=3600) as made:
+        yield made
+
+
+@contextmanager
+def _world(plane: ControlPlane, folder: Path, refresh_seconds: int) -> Iterator[World]:
     or_unavailable(find_prometheus)
     namespace = f"test-{secrets.token_hex(4)}"
-    workload.create_namespace(control_plane.admin, namespace)
+    workload.create_namespace(plane.admin, namespace)
     try:
-        with build_world(control_plane, namespace, tmp_path_factory.mktemp("e2e")) as made:
+        with build_world(plane, namespace, folder, refresh_seconds=refresh_seconds) as made:
             yield made
     finally:
-        control_plane.stop_process(SCHEDULER)
-        workload.delete_all(control_plane.admin)
+        plane.stop_process(SCHEDULER)
+        workload.delete_all(plane.admin)

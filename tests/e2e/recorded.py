@@ -57,12 +57,20 @@ def known(nodes: Sequence[Json], figures: Mapping[str, Json]) -> Model:
     return shipped(Known(np.array([[h["forecast_cores"] for h in row] for row in rows], float)))
 
 
-def trace_of(nodes: Sequence[Json], before: Sequence[Json], after: Sequence[Json]) -> Trace:
-    """A trace in which pods run on their nodes before START, and others arrive a second apart.
+def trace_of(
+    nodes: Sequence[Json],
+    before: Sequence[Json],
+    after: Sequence[Json],
+    lives: Sequence[tuple[int, int]] | None = None,
+) -> Trace:
+    """A trace in which pods run on their nodes before START, and others arrive from then on.
 
     Args:
         nodes, before, after: objects of the API.
+        lives: for each of `after`, how many seconds after START it arrives, and how many it then
+            runs for. By default they arrive a second apart and run for LASTS.
     """
+    lives = lives or [(number, LASTS) for number in range(len(after))]
     table = pl.DataFrame(
         {
             "node": [node["metadata"]["name"] for node in nodes],
@@ -74,8 +82,8 @@ def trace_of(nodes: Sequence[Json], before: Sequence[Json], after: Sequence[Json
         }
     )
     rows = [_row(pod, START - KNOWN_FOR, START + LASTS, bound=True) for pod in before]
-    for number, pod in enumerate(after):
-        rows.append(_row(pod, START + number, START + number + LASTS, bound=False))
+    for pod, (arrival, lasts) in zip(after, lives, strict=True):
+        rows.append(_row(pod, START + arrival, START + arrival + lasts, bound=False))
     usage = pl.DataFrame(
         [
             {"pod": row["pod"], "time": _time(START - KNOWN_FOR + number * WINDOW), "cpu": 0.1}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,33 +12,15 @@ from models.arrays import Floats
 from shadow.result import ReplayResult
 from tests.controlplane import objects, workload
 from tests.controlplane.api import Json
-from tests.controlplane.cluster import SCHEDULER, ControlPlane
-from tests.controlplane.fixtures import or_unavailable
 from tests.controlplane.process import wait_until
-from tests.controlplane.prometheus import find_prometheus
 from tests.e2e.recorded import homes, known, replayed, trace_of
-from tests.e2e.world import DURATION, NODE_CPU, NODES, RESOURCE, World, build_world, reclaimable
+from tests.e2e.world import DURATION, NODE_CPU, NODES, RESOURCE, World, reclaimable
 
 pytestmark = [pytest.mark.controlplane, pytest.mark.timeout(600)]
 
 SEEDS = 10
 TOLERANCE = 0.02
 NODE_MEMORY = 32.0
-
-
-@pytest.fixture(scope="module")
-def world(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    or_unavailable(find_prometheus)
-    namespace = f"test-{secrets.token_hex(4)}"
-    workload.create_namespace(control_plane.admin, namespace)
-    try:
-        folder = tmp_path_factory.mktemp("fidelity")
-        # One forecast for all of it, so that both decide on the same.
-        with build_world(control_plane, namespace, folder, refresh_seconds=3600) as made:
-            yield made
-    finally:
-        control_plane.stop_process(SCHEDULER)
-        workload.delete_all(control_plane.admin)
 
 
 # One choice only
@@ -180,7 +161,8 @@ def prepare(world: World) -> tuple[list[Json], dict[str, str]]:
     return arriving, expected
 
 
-def test_where_the_choice_is_unique_both_choose_the_same(world: World) -> None:
+def test_where_the_choice_is_unique_both_choose_the_same(still_world: World) -> None:
+    world = still_world
     arriving, expected = prepare(world)
     admin = world.plane.admin
     here = [pod["metadata"]["name"] for pod in world.pods("here")]
@@ -232,7 +214,10 @@ def compare(real: Floats, replays: Sequence[ReplayResult], pods: list[Json]) -> 
 
 
 @pytest.mark.parametrize(("share", "online"), [(0.5, 150), (1.3, 50)], ids=["half", "overloaded"])
-def test_elsewhere_the_distributions_are_the_same(world: World, share: float, online: int) -> None:
+def test_elsewhere_the_distributions_are_the_same(
+    still_world: World, share: float, online: int
+) -> None:
+    world = still_world
     admin = world.plane.admin
     rng = np.random.default_rng(int(share * 10))
     room = sum(reclaimable(node) for node in world.extender.nodes().values())
