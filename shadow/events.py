@@ -157,11 +157,12 @@ class Waiting:
         """
         columns = self._buffer[:, : self._count]
         need, kind, tried, ends = columns[1:]
-        fits = columns[:, need <= headroom[kind]]
+        places = np.flatnonzero(need <= headroom[kind])
+        if len(places) > 1:
+            chance = rng.random(len(places))
+            places = places[retry_order(tried[places], ends[places], time, chance)]
         tried[:], ends[:] = time, time + LONGEST_BACKOFF
-        if fits.shape[1] > 1:
-            fits = fits[:, retry_order(fits[3], fits[4], time, rng.random(fits.shape[1]))]
-        return fits[:3]
+        return columns[:3].take(places, axis=1)
 
     def _find(self, pod: int) -> tuple[int, bool]:
         place = int(self._buffer[0, : self._count].searchsorted(pod))
