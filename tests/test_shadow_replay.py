@@ -150,6 +150,22 @@ def test_a_short_job_may_use_the_valley_and_a_long_one_may_not() -> None:
     assert state_of(result, "long") is State.WAITING
 
 
+@pytest.mark.parametrize(("small", "begin"), [(90, (1396, 1096)), (50, (1096, 1396))])
+def test_a_new_pod_overtakes_one_whose_backoff_is_longer(
+    small: int, begin: tuple[int, int]
+) -> None:
+    jobs = [
+        job("small", 1.0, 1000, small / HOUR),
+        job("large", 6.0, 1000, 96 / HOUR),
+        job("old", 5.0, 1010, 300 / HOUR),
+        job("new", 5.0, 1092, 300 / HOUR),
+    ]
+    result = replay(one_node(jobs), shipped(Tonight()), options=OPTIONS)
+    # 8.4 cores: what "small" leaves helps nobody, but kube-scheduler tries the old one, so that it
+    # is in backoff until 1060 or 1100. At 1096 "large" ends.
+    assert (runs_of(result, "old")[0][1], runs_of(result, "new")[0][1]) == begin
+
+
 def test_a_new_online_pod_counts_at_once() -> None:
     late: ROW = ("late", "online", 0.9, 1.0, NOON + 400, 4 * A_DAY, None)
     jobs = [job("a", 8.2, 500, 1), job("b", 8.2, 1000, 1)]
