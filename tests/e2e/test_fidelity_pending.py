@@ -25,7 +25,9 @@ SHORTEST, LONGEST = 4, 15
 """Seconds. A node gives about 5.2 cores, two pods of 2.5: five of them run 67 pods a minute."""
 CHOSEN = {"test": "pending"}
 SEEDS = 20
-TOLERANCE = 0.02
+EQUAL, MIXED = 0.02, 0.03
+"""Of the time from the first arrival to the last bind. With several sizes the large pods wait long
+and are few, so that one run says less: seeds of the replay alone differ by 1.5 %."""
 
 
 @dataclass(frozen=True)
@@ -104,9 +106,13 @@ def choose_nodes(world: World, count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "asks"), [(5, [2500]), (6, [1200, 2500, 3700])], ids=["equal", "mixed"]
+    ("count", "asks", "tolerance"),
+    [(5, [2500], EQUAL), (6, [1200, 2500, 3700], MIXED)],
+    ids=["equal", "mixed"],
 )
-def test_pods_wait_as_long(still_world: World, count: int, asks: list[int]) -> None:
+def test_pods_wait_as_long(
+    still_world: World, count: int, asks: list[int], tolerance: float
+) -> None:
     world = still_world
     choose_nodes(world, count)
     nodes = world.plane.admin.get("/api/v1/nodes")["items"]
@@ -119,6 +125,6 @@ def test_pods_wait_as_long(still_world: World, count: int, asks: list[int]) -> N
     replays = [waits(replayed(trace, model, seed), jobs) for seed in range(SEEDS)]
     # From the shortest wait to the longest: the distance of the two distributions.
     shadow, real = np.mean(np.sort(replays, axis=1), axis=0), np.sort(waited)
-    assert real.mean() > 2 * TOLERANCE * span  # there is something to compare
-    assert np.abs(shadow - real).mean() < TOLERANCE * span, (shadow.round(1), real.round(1))
+    assert real.mean() > 2 * EQUAL * span  # there is something to compare
+    assert np.abs(shadow - real).mean() < tolerance * span, (shadow.round(1), real.round(1))
     world.delete("wait-")
