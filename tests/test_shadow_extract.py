@@ -24,6 +24,7 @@ from shadow.figures import figures
 from shadow.lives import Lives, numbered, shared
 from shadow.options import ReplayOptions
 from shadow.replay import replay
+from shadow.result import Ending
 from tests.recorded_world import (
     ASK,
     BEGIN,
@@ -33,6 +34,7 @@ from tests.recorded_world import (
     LASTS,
     ONLINE,
     REFRESHES,
+    SURGE,
     Recorded,
     champion,
     usage,
@@ -168,6 +170,15 @@ def test_a_replay_promises_what_production_promised(
     waited = {uid: since for uid, since in bound.items() if since > at(FIRST_JOB + int(uid[8:]))}
     assert len(waited) > 3  # full for a while: some waited for others to end, here as there
     assert np.count_nonzero(result.waited[result.pods.offline] > 0) == len(waited) + 1
+
+
+def test_a_pod_is_evicted_from_a_node_that_runs_hot_and_tried_again(trace: Trace) -> None:
+    options = ReplayOptions(refresh=WINDOW, candidates=4, evict=True)
+    result = replay(trace, champion(), options=options)
+    (evicted,) = np.flatnonzero(result.runs.ending == Ending.EVICTED)
+    assert result.fleet.names[result.runs.node[evicted]] == "n2"
+    assert result.runs.end[evicted] == BEGIN + (SURGE + 1) * WINDOW  # when that window is complete
+    assert np.count_nonzero(result.runs.pod == result.runs.pod[evicted]) == 2
 
 
 def test_a_log_without_ends_takes_the_expected_horizon(log: Path, tmp_path: Path) -> None:
