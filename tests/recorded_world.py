@@ -33,6 +33,7 @@ NODES = ("n1", "n2", "n3", "n4")
 ONLINE = ("n1-a", "n1-b", "n2-a", "n2-b", "n3-a", "n3-b", "n4-a", "n5-a")
 REQUEST = {"a": 3.0, "b": 1.0}  # cores
 ASK = 2400  # millicores: two fit beside the online pods of each of the four nodes
+UNSEEN = 40  # from this window on, one pod is not observed for 20 minutes
 SURGE = 114
 JOBS = 36
 LASTS = 10  # windows from bind to end: with one arrival in each, some wait for others to end
@@ -43,6 +44,7 @@ def usage() -> UsageGrid:
     windows = np.arange(-24, REFRESHES + 1)
     hour = 2 * np.pi * windows / 12
     cpu = np.stack([0.5 + 0.1 * int(name[1]) + 0.3 * np.sin(hour) for name in ONLINE])
+    cpu[7, (windows >= UNSEEN) & (windows < UNSEEN + 4)] = np.nan  # n5's only pod
     cpu[2, windows == SURGE] += 4.0  # n2-a: with two jobs beside it, its node runs hot
     return UsageGrid(
         start=BEGIN + int(windows[0]) * WINDOW,
