@@ -60,9 +60,8 @@ class Extender:
         capture, policy = state.capture(), self.server.parts.settings.policy
         served = Forecast(forecast, expected)
         state.serve(capture, served, np.full(NODES, NOW), "1", policy)
-        made = Refresh(
-            NOW, int(NOW), "1", capture.nodes, capture.allocatable, forecast, expected, pods, 1.0
-        )
+        nodes, usage = (capture.nodes, capture.allocatable), expected[:, 0]
+        made = Refresh(NOW, int(NOW), "1", *nodes, forecast, expected, pods, 1.0, usage)
         if self.server.recorder is not None:
             self.server.recorder.put(lambda: made)
 

@@ -18,10 +18,11 @@ import structlog
 import uvloop
 from aiohttp import web
 
+from extender.ask import PodFacts
 from extender.binder import Binder
 from extender.calls import Calls
 from extender.connections import Connections
-from extender.decision_log import DecisionLog
+from extender.decision_log import DecisionLog, End
 from extender.events import Events
 from extender.handlers import Pages, Verbs
 from extender.lag import background_threads
@@ -76,8 +77,8 @@ class Server:
         settings, clock = parts.settings, parts.clock
         self.parts = parts
         self.telemetry = parts.telemetry
-        self.state = State(settings, clock)
         self.decisions = _open_log(settings.decision_log)
+        self.state = State(settings, clock, self._log_end)
         self.gate = Gate(settings.tls, self.telemetry) if settings.tls.cert_file else None
         self.recorder = _open_recorder(settings, self.telemetry)
         self.refresher = Refresher(
@@ -131,6 +132,10 @@ class Server:
         if self.recorder is not None:
             await asyncio.to_thread(self.recorder.close)
         self.decisions.close()
+
+    def _log_end(self, pod: PodFacts) -> None:
+        now = self.parts.clock()
+        self.decisions.append(End(time=now, pod=pod.key, uid=pod.uid, node=pod.node))
 
     def _other_loops(self) -> dict[str, Callable[[], Awaitable[None]]]:
         loops: dict[str, Callable[[], Awaitable[None]]] = {}

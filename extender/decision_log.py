@@ -76,7 +76,16 @@ class Preemption(
     rejected: dict[str, int]
 
 
-Record = Decision | Binding | Preemption
+class End(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="kind", tag="end"):
+    """A bound offline pod has left: it finished, or was deleted or evicted."""
+
+    time: float
+    pod: str
+    uid: str
+    node: str
+
+
+Record = Decision | Binding | Preemption | End
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Record)
 

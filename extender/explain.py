@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from extender.ask import DURATION_ANNOTATION
-from extender.decision_log import Binding, Candidate, Decision, Preemption, Record
+from extender.decision_log import Binding, Candidate, Decision, End, Preemption, Record
 
 
 class HorizonView(msgspec.Struct, frozen=True):
@@ -39,8 +39,9 @@ class Explanation(msgspec.Struct, frozen=True):
 
     rejected: nodes by failure text. ranked_out: nodes that fit, but enough better ones did too.
     decisions: how many are remembered. node: where it was bound, or empty. bind_error: why the last
-    bind failed, or empty. preemption: the newest answer about whom it might displace, if it was
-    asked for. would_help: what would have to change, where no node could take it.
+    bind failed, or empty. ended: whether it has left that node. preemption: the newest answer about
+    whom it might displace, if it was asked for. would_help: what would have to change, where no
+    node could take it.
     """
 
     pod: str
@@ -58,6 +59,7 @@ class Explanation(msgspec.Struct, frozen=True):
     candidates: tuple[Candidate, ...]
     node: str
     bind_error: str
+    ended: bool
     preemption: Preemption | None
     would_help: tuple[str, ...]
 
@@ -69,7 +71,8 @@ def explanation(records: Sequence[Record], nodes: Sequence[NodeView]) -> Explana
         records: of one pod's name, the newest first; only those of its newest UID count.
         nodes: as they are now.
     """
-    own = [record for record in records if record.uid == records[0].uid]
+    told = [record for record in records if not isinstance(record, End)]  # of an older pod, maybe
+    own = [record for record in told if record.uid == told[0].uid]
     decisions = [record for record in own if isinstance(record, Decision)]
     preemption = next((record for record in own if isinstance(record, Preemption)), None)
     if decisions:
@@ -98,6 +101,7 @@ def explanation(records: Sequence[Record], nodes: Sequence[NodeView]) -> Explana
         candidates=tuple(sorted(last.candidates, key=lambda c: -c.score)),
         node=bound.node if bound is not None else "",
         bind_error=error,
+        ended=any(isinstance(record, End) and record.uid == last.uid for record in records),
         preemption=preemption,
         would_help=tuple(_would_help(last, nodes)) if waits else (),
     )

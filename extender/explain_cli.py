@@ -154,7 +154,7 @@ def _print_preemption(asked: Preemption) -> None:
 
 def _outcome(found: Explanation) -> str:
     if found.node:
-        return f"Bound to {found.node}."
+        return f"Bound to {found.node}{', and ended' if found.ended else ''}."
     if found.bind_error:
         return f"The last bind failed: {found.bind_error}."
     if not found.offline:

@@ -63,6 +63,8 @@ class Refreshed(msgspec.Struct, frozen=True, kw_only=True, tag="refresh"):
         came: pods that are new since the refresh before, or have changed: lists of `OnlinePod`,
             encoded. gone: those that are no longer there.
         whole: whether ``came`` holds all pods.
+        usage: [N] cores that the online pods of each node used in the 5 minutes up to
+            ``usage_end``, NaN where not known; None in recordings of before it was kept.
     """
 
     time: float
@@ -75,6 +77,7 @@ class Refreshed(msgspec.Struct, frozen=True, kw_only=True, tag="refresh"):
     came: tuple[msgspec.Raw, ...]
     gone: tuple[str, ...]
     whole: bool
+    usage: Patch | None = None
 
 
 class OnlinePod(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -149,6 +152,7 @@ class Refresh:
     expected: Floats
     pods: Mapping[str, OnlinePod]
     advertise_share: float
+    usage: Floats | None = None
 
 
 class Encoder:
@@ -177,6 +181,7 @@ class Encoder:
             came=tuple(msgspec.Raw(_encoder.encode(came[at : at + _PODS_AT_ONCE])) for at in parts),
             gone=tuple(key for key in before if key not in now),
             whole=not before,
+            usage=None if refresh.usage is None else _whole(refresh.usage),
         )
 
     def decision(self, recorded: Recorded) -> Decided:
@@ -232,9 +237,15 @@ class Decoder:
         self._policy = Policy()
 
     def add(self, entry: Entry) -> Refresh | Recorded | None:
-        """What an entry tells; None for a header."""
+        """What an entry tells; None for a header.
+
+        Raises:
+            msgspec.ValidationError: the header is of another format.
+        """
         match entry:
             case Header():
+                if entry.format != FORMAT:
+                    raise msgspec.ValidationError(f"format {entry.format}, not {FORMAT}")
                 self._share = entry.advertise_share
                 return None
             case Refreshed():
@@ -258,6 +269,7 @@ class Decoder:
             expected=_unpatch(None, entry.expected),
             pods=pods,
             advertise_share=self._share,
+            usage=None if entry.usage is None else _unpatch(None, entry.usage),
         )
 
     def _decision(self, entry: Decided) -> Recorded:
@@ -297,7 +309,7 @@ def frame(entries: Sequence[Entry]) -> bytes:
 
 def segments(folder: Path) -> list[Path]:
     """The segments of a recording, the oldest first."""
-    return sorted(folder.glob(f"*{SEGMENT}"))
+    return sorted(folder.glob("[0-9]" * 20 + SEGMENT))
 
 
 def began(segment: Path) -> float:

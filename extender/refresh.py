@@ -125,7 +125,8 @@ class Refresher:
 def _recorded(
     capture: Capture, outlook: Outlook, time: float, usage_end: int, version: str, share: float
 ) -> Refresh:
-    """What is recorded of a refresh: the forecast, and the pods that count in it."""
+    """What is recorded of a refresh: the forecast, and the pods and the usage that count in it."""
+    known = outlook.newest >= usage_end  # where nothing was observed, usage counts as 0
     return Refresh(
         time=time,
         usage_end=usage_end,
@@ -140,6 +141,7 @@ def _recorded(
             if pod.request or not pod.offline
         },
         advertise_share=share,
+        usage=np.where(known, outlook.rhythm.usage, np.nan),
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -84,7 +84,8 @@ class Renewals:
 class State:
     """The mutable heart of the server; see the module's text for the rules."""
 
-    def __init__(self, settings: Settings, clock: Clock) -> None:
+    def __init__(self, settings: Settings, clock: Clock, ended: Callable[[PodFacts], None]) -> None:
+        """``ended``: told of each bound offline pod that is gone or finished."""
         self.ledger = Ledger()
         self.runs = Runs()
         self.policy = settings.policy
@@ -93,6 +94,7 @@ class State:
         self.synced = asyncio.Event()
         self._settings = settings
         self._clock = clock
+        self._ended = ended
         self._nodes = NodeTable(settings.advertise_share)
         self._locks = LockTable()
         self._pods: dict[str, PodFacts] = {}
@@ -411,6 +413,8 @@ class State:
         pod = self._pods.pop(uid, None)
         if pod is None or not pod.node:
             return
+        if pod.offline:
+            self._ended(pod)
         self._locks.moved(pod, -1)
         self._homes.leave(pod.workload, uid, pod.node, self._clock())
         on_node = self._pods_on[pod.node]

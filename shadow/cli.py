@@ -14,6 +14,7 @@ import typer
 
 from models.errors import SettingsError
 from models.store import DEFAULT_TRACKING_URI
+from shadow.cli_extract import extract
 from shadow.cli_follow import follow
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ app.command(
     epilog="Example: archimedes shadow follow --decisions decisions.jsonl "
     "--prometheus http://prometheus:9090"
 )(follow)
+app.command(
+    epilog="Example: archimedes shadow extract --decisions decisions.jsonl traces/production"
+)(extract)
 
 DEFAULT_MODEL = "koordinator"
 """Needs no training and no registry: the predictor that ships in the best known co-location."""

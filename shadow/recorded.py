@@ -27,6 +27,7 @@ class RecordedStream:
         self._offset = 0
         self._decoder = Decoder()
         self._ahead: list[Refresh | Recorded] = []
+        self._cut = 0
 
     def until(self, time: float, uid: str) -> Iterator[Refresh | Recorded]:
         """The refreshes up to a decision, and then what it was made on, where that is recorded.
@@ -43,6 +44,15 @@ class RecordedStream:
             elif entry.time == time and entry.uid == uid:
                 yield entry
                 return
+
+    @property
+    def cut(self) -> int:
+        """Segments that were not read to their end, as a half-written or damaged frame is there."""
+        return self._cut + self._is_cut()
+
+    def _is_cut(self) -> bool:
+        present = self._segment
+        return present is not None and present.exists() and present.stat().st_size > self._offset
 
     def _peek(self) -> Refresh | Recorded | None:
         while not self._ahead:
@@ -90,6 +100,7 @@ class RecordedStream:
             found = self._later()
         if not found:
             return False
+        self._cut += self._is_cut()
         self._segment, self._offset, self._decoder = found[0], 0, Decoder()
         return True
 

@@ -11,6 +11,7 @@ from extender.decision_log import (
     Candidate,
     Decision,
     DecisionLog,
+    End,
     Preemption,
     Record,
     encode_records,
@@ -92,6 +93,7 @@ def test_what_was_written_is_read_back(tmp_path: Path) -> None:
         decision("default/a"),
         binding("default/a", 'node "n1"\nis full \u0000'),
         preemption("default/a"),
+        End(time=3.0, pod="default/a", uid="uid-default/a", node="n1"),
     ]
     for record in records:
         log.append(record)

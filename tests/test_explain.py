@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from archimedes.cli import assemble
 from extender.app import listening
-from extender.decision_log import Binding, Candidate, Decision, Preemption, Record
+from extender.decision_log import Binding, Candidate, Decision, End, Preemption, Record
 from extender.explain import HorizonView, NodeView, explanation
 from extender.wire import BindingArgs
 from models.errors import ArchimedesError
@@ -140,6 +140,18 @@ def test_a_failed_bind_is_named_until_one_succeeds() -> None:
     succeeded = explanation([bound(), bound("no room"), offered], [])
     assert succeeded is not None
     assert (succeeded.node, succeeded.bind_error) == ("n1", "")
+
+
+def test_a_pod_that_has_ended_says_so_and_the_next_of_its_name_does_not() -> None:
+    ended = End(time=1002.0, pod="default/p", uid="u1", node="n1")
+    last = explanation([ended, bound(), decision()], [])
+    assert last is not None
+    assert (last.node, last.ended) == ("n1", True)
+    # The end of the old one may be told after the new one was decided.
+    following = explanation([ended, decision(uid="u2"), bound(), decision()], [])
+    assert following is not None
+    assert (following.uid, following.node, following.ended) == ("u2", "", False)
+    assert explanation([ended], []) is None
 
 
 def test_candidates_are_sorted_and_ranked_out_nodes_counted() -> None:

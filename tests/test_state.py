@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from extender.decision_log import End
 from extender.outlook import unknown
 from extender.snapshot import Reason
 from models.policy import HORIZONS, Policy
@@ -267,6 +268,22 @@ def test_a_deleted_pod_gives_back_its_promise_or_its_hold(world: World) -> None:
     world.cluster.delete_pod("default", "a")
     world.cluster.delete_pod("default", "b")
     assert promised(world) == 0
+
+
+def test_each_bound_offline_pod_that_leaves_is_logged_once(world: World) -> None:
+    cluster = world.cluster
+    for name, node in {"done": "n1", "deleted": "n2", "unbound": None, "lives": "n1"}.items():
+        cluster.put_pod(as_pod(pod_json(name, 500, node=node)))
+    cluster.put_pod(as_pod(pod_json("online", cpu="1", node="n1")))
+    world.now += 60
+    for _ in range(2):
+        cluster.put_pod(as_pod(pod_json("done", 500, node="n1", phase="Succeeded")))
+    for name in ("done", "deleted", "unbound", "online"):
+        cluster.delete_pod("default", name)
+    assert world.server.decisions.recent() == [
+        End(time=world.now, pod=f"default/{name}", uid=f"uid-{name}", node=node)
+        for name, node in (("deleted", "n2"), ("done", "n1"))
+    ]
 
 
 def test_events_that_arrive_out_of_order_change_nothing(world: World) -> None:

@@ -55,7 +55,9 @@ class Extender:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._config = folder / "extender.yaml"
-        self._config.write_text(yaml.safe_dump({**settings, "port": self.port}))
+        self.decisions = folder / "decisions.jsonl"
+        settings = {**settings, "port": self.port, "decision_log": str(self.decisions)}
+        self._config.write_text(yaml.safe_dump(settings))
         self._process: Process | None = None
 
     def start(self) -> None:
