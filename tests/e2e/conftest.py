@@ -1,4 +1,7 @@
-"""The cluster that the end-to-end tests share; each leaves it as it found it."""
+"""The cluster that a module's end-to-end tests share; each leaves it as it found it.
+
+All are built on one control plane, under the same names, so a module's is gone before the next.
+"""
 
 import secrets
 from collections.abc import Iterator
@@ -14,7 +17,7 @@ from tests.controlplane.prometheus import find_prometheus
 from tests.e2e.world import World, build_world
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def world(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """50 nodes full of requests, a day of usage, kube-scheduler and the extender."""
     with _world(control_plane, tmp_path_factory.mktemp("e2e"), refresh_seconds=5) as made:
