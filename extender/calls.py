@@ -60,15 +60,19 @@ class Latest:
     """The newest filter decision that passed nodes.
 
     kube-scheduler asks about these nodes at once, up to three times: the second entry of its
-    configuration filters them again, and both have them ranked. The answer stands until nodes or
-    the policy change, as what an offline pod may take is held for it meanwhile.
+    configuration filters them again, and both have them ranked. Nodes are ranked by the figures by
+    which they were chosen, as kube-scheduler's own plugins do; whether they may be offered once
+    more is decided anew when nodes or the policy have changed. What an offline pod may take is
+    held for it meanwhile.
 
     Fields:
+        time: seconds since the epoch.
         sent, pod: the pod as it came, and what counts of it.
         names, rows, score: [K] of the nodes that passed, in order.
         basis: what was decided on.
     """
 
+    time: float
     sent: Pod
     pod: PodFacts
     names: list[str]
@@ -113,7 +117,8 @@ class Calls:
         """
         args = decode_args(body)
         offer = offered(args)
-        if (latest := self._decided(args.pod, offer.names)) is not None:
+        latest = self._decided(args.pod, offer.names)
+        if latest is not None and latest.basis == self._state.basis(self._clock()):
             return self._again(latest, offer)
         pod = self._state.facts(args.pod)
         for name in pod.bad_annotations:
@@ -191,13 +196,17 @@ class Calls:
         }
 
     def _decided(self, sent: Pod, names: list[str]) -> Latest | None:
-        """The newest decision where it is the answer for this pod and these nodes, too."""
+        """The newest decision where it left this pod these nodes, no longer ago than a hold lasts.
+
+        None where what it held for the pod is held no longer.
+        """
         latest = self._latest
         if latest is None or names != latest.names or sent != latest.sent:
             return None
         if latest.pod.offline and not self._is_repeat(latest.pod, latest.rows):
             return None
-        return latest if self._state.basis(self._clock()) == latest.basis else None
+        age = self._clock() - latest.time
+        return latest if 0 <= age < self._settings.hold_seconds else None
 
     def _again(self, latest: Latest, offer: Offer) -> Answer:
         """Pass all nodes of the newest decision once more; it is logged already."""
@@ -210,7 +219,7 @@ class Calls:
 
     def _decide(self, sent: Pod, pod: PodFacts, offer: Offer) -> Answer:
         now, policy = self._clock(), self._state.policy
-        snapshot = self._state.snapshot(now, without=pod.uid)
+        snapshot = self._state.snapshot(now, pod.uid, keep=self._recorder is not None)
         rows = snapshot.rows(offer.names)
         limit = self._settings.candidates if pod.candidates is None else pod.candidates
         habit = self._state.habit(pod, offer.names, snapshot)
@@ -228,7 +237,7 @@ class Calls:
             self._hold(pod, held, now)
         if passed:
             names, score = [offer.names[at] for at in passed], verdicts.score[passed]
-            self._latest = Latest(sent, pod, names, held, score, self._state.basis(now))
+            self._latest = Latest(now, sent, pod, names, held, score, self._state.basis(now))
         return Answer(
             encode_filter(offer, passed, failed, unresolvable), pod.uid if pod.offline else ""
         )

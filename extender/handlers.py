@@ -187,7 +187,7 @@ class Pages:
     async def nodes(self, _: web.Request) -> web.StreamResponse:
         """Each node's reclaimable, promised and free millicores by horizon."""
         now = self._clock()
-        taken = self._state.snapshot(now), self._state.withheld(now), self._state.policy
+        taken = self._state.snapshot(now, keep=True), self._state.withheld(now), self._state.policy
         described = await asyncio.to_thread(describe_nodes, *taken)
         return _json(msgspec.json.encode(described))
 

@@ -70,13 +70,19 @@ class Ledger:
         """All entries, the bound ones last."""
         return (*self._open.values(), *self._bound.values())
 
-    def charged(self, nodes: int, without: str = "") -> Ints:
-        """Millicores charged on each of the first ``nodes`` rows, not counting one pod's own."""
+    def charged(self, nodes: int, without: str = "", keep: bool = False) -> Ints:
+        """Millicores charged on each of the first ``nodes`` rows, not counting one pod's own.
+
+        Closed to writing. It stays so where ``keep``, else until the ledger changes.
+        """
         self._grow(nodes)
-        charged = self._charged[:nodes].copy()
+        charged = self._charged[:nodes]
         own = self.get(without)
+        if own is not None or keep:
+            charged = charged.copy()
         if own is not None:
             charged[list(own.rows)] -= own.millicpu
+        charged.flags.writeable = False
         return charged
 
     def hold(

@@ -1,17 +1,22 @@
-"""The node arrays behind the state: one row a node, published as immutable views.
+"""The node arrays behind the state: one row a node, published as read-only views.
 
 Only `extender.state.State` holds a table. Changing a node marks its row; the next view recomputes
-the marked rows into fresh copies, so that views that were handed out stay as they are.
+the marked rows. It does so in place, as copying all arrays costs more than a decision does, unless
+somebody keeps the newest view: then what is kept stays as it is, and copies are changed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import repeat
-from typing import TypeVar
+from typing import Any
 
+import msgspec
 import numpy as np
+import numpy.typing as npt
+from msgspec import structs
 
 from extender.snapshot import Reason
 from models.arrays import Bools, Floats, Floats32, Ints
@@ -55,8 +60,7 @@ class NodeFacts:
     version: int
 
 
-@dataclass(frozen=True, slots=True)
-class View:
+class View(msgspec.Struct, frozen=True, gc=False):
     """The derived arrays of one moment; names, shapes and units as in `extender.snapshot.Snapshot`.
 
     newest: [N] seconds since the epoch. ``blocked`` and ``usage_age`` were computed at ``since``,
@@ -79,6 +83,10 @@ class View:
     since: float = np.inf
     until: float = -np.inf
     lost: bool = False
+
+
+_WRITTEN = ("allocatable", "forecast", "expected", "profile", "usage", "free", "emptied", "newest")
+"""A view's arrays that changes are written to; the others are replaced."""
 
 
 def node_facts(node: Node, resource: str) -> NodeFacts:
@@ -110,7 +118,9 @@ class NodeTable:
         self._parked: dict[str, int] = {}
         self._unadvertised: dict[str, int] = {}
         self._changed: set[int] = set()
-        self._view: View | None = None
+        self._loaded: set[int] = set()  # rows of which nothing changed but their pods
+        self._view = _empty(0, 0)
+        self._kept = False
         self._policy: Policy | None = None
 
     def __len__(self) -> int:
@@ -182,7 +192,7 @@ class NodeTable:
         self._rows["requested"][row] += millicpu
         self._rows["added"][row] += added
         self._rows["raised"][row] += profile
-        self._changed.add(row)
+        self._loaded.add(row)
 
     def serve(
         self, names: Sequence[str], forecast: Forecast, newest: Floats, usage: Floats, shape: Floats
@@ -203,51 +213,58 @@ class NodeTable:
         self._rows["known"][rows] = np.isfinite(forecast.forecast[positions]).all(axis=1)
         self._changed.update(range(len(self._rows)))
 
-    def view(self, policy: Policy, now: float, lost: bool) -> View:
-        """The nodes as they are now."""
+    def view(self, policy: Policy, now: float, lost: bool, keep: bool = False) -> View:
+        """The nodes as they are now; it stays so where ``keep``, else until something changes."""
         view = self._view
-        if view is None or self._changed or policy is not self._policy:
-            view = self._recompute(view, policy)
+        if len(view.free) != len(self._rows) or policy is not self._policy:
+            view = _empty(len(self._rows), view.id)
+            view = self._derive(view, np.arange(len(self._rows)), policy)
+        elif self._changed or self._loaded:
+            if self._kept:
+                view = _copy(view)
+            if self._changed:
+                view = self._derive(view, _rows(self._changed), policy)
+            if self._loaded:
+                view = self._weigh(view, _rows(self._loaded), policy)
+        self._changed.clear()
+        self._loaded.clear()
         if lost != view.lost or not view.since <= now <= view.until:
             view = _block(view, self._rows["known"], policy.max_usage_age, now, lost)
+        # The next change may write to whatever arrays nobody has kept.
+        self._kept = keep or (self._kept and view.free is self._view.free)
         self._view, self._policy = view, policy
         return view
 
-    def _recompute(self, old: View | None, policy: Policy) -> View:
-        """Derive the changed rows' arrays again, into copies."""
-        if old is None or len(old.free) != len(self._rows) or policy is not self._policy:
-            rows = np.arange(len(self._rows))
-            old = _empty(len(rows), 0 if old is None else old.id)
-        else:
-            rows = np.fromiter(self._changed, np.int64, len(self._changed))
-        self._changed.clear()
+    def _derive(self, old: View, rows: Ints, policy: Policy) -> View:
+        """Compute some rows anew; writes to the arrays of ``old``."""
         data = self._rows[rows]
-        known, ceiling = data["known"][:, None], data["ceiling"]
-        allocatable = data["allocatable"]
-        added = data["added"][:, None] / 1000
-        requested = data["requested"][:, None] / 1000
-        forecast = np.where(known, data["forecast"] + added, requested)
-        daily = np.where(known, data["forecast"][:, -1:], 0) * data["shape"] + data["raised"]
-        profile = np.where(known, daily, requested).T.astype(np.float32)
-        free = reclaimable_millicpu(allocatable, forecast, policy)
-        emptied = reclaimable_millicpu(allocatable, np.zeros((len(rows), 1)), policy)[:, 0]
+        emptied = reclaimable_millicpu(data["allocatable"], np.zeros((len(rows), 1)), policy)[:, 0]
+        _put(old.allocatable, rows, data["allocatable"])
+        _put(old.usage, rows, data["usage"])
+        _put(old.emptied, rows, np.minimum(emptied, data["ceiling"]))
+        _put(old.newest, rows, data["newest"])
         self._published_index = self._index
-        return View(
-            id=old.id + 1,
-            index=self._index,
-            allocatable=_with(old.allocatable, rows, allocatable),
-            forecast=_with(old.forecast, rows, forecast),
-            expected=_with(
-                old.expected, rows, np.where(known, data["expected"] + added, requested)
-            ),
-            profile=_with_columns(old.profile, rows, profile),
-            usage=_with(old.usage, rows, data["usage"]),
-            free=_with(old.free, rows, np.where(known, np.minimum(free, ceiling[:, None]), 0)),
-            emptied=_with(old.emptied, rows, np.minimum(emptied, ceiling)),
-            newest=_with(old.newest, rows, data["newest"]),
-            blocked=old.blocked,
-            usage_age=old.usage_age,
-        )
+        new = structs.replace(old, index=self._index, since=np.inf, until=-np.inf)
+        return self._weigh(new, rows, policy)
+
+    def _weigh(self, old: View, rows: Ints, policy: Policy) -> View:
+        """Compute anew what depends on some rows' pods; writes to the arrays of ``old``."""
+        data = self._rows[rows]
+        added = data["added"][:, None] / 1000
+        forecast, expected = data["forecast"] + added, data["expected"] + added
+        profile = data["forecast"][:, -1:] * data["shape"] + data["raised"]
+        free = reclaimable_millicpu(data["allocatable"], forecast, policy)
+        np.minimum(free, data["ceiling"][:, None], out=free)
+        unknown = ~data["known"]
+        if np.count_nonzero(unknown):
+            requested = data["requested"][unknown, None] / 1000
+            forecast[unknown] = expected[unknown] = profile[unknown] = requested
+            free[unknown] = 0
+        _put(old.forecast, rows, forecast)
+        _put(old.expected, rows, expected)
+        _put(old.profile, np.s_[:, rows], profile.T)
+        _put(old.free, rows, free)
+        return structs.replace(old, id=old.id + 1)
 
     def _take_row(self, name: str) -> int:
         self._own_index()
@@ -271,43 +288,40 @@ class NodeTable:
             self._index = dict(self._index)
 
 
+def _rows(marked: Collection[int]) -> Ints:
+    return np.fromiter(marked, np.int64, len(marked))
+
+
 def _empty(nodes: int, number: int) -> View:
     """A view of no knowledge, to be filled."""
-    cores, millicores = np.zeros(nodes), np.zeros(nodes, np.int64)
-    by_horizon = np.zeros((nodes, len(HORIZONS)), order="F")  # a decision reads one column
+    cores = partial(np.zeros, (nodes, len(HORIZONS)), np.float64, "F")  # a decision reads a column
     return View(
         id=number,
         index={},
-        allocatable=cores,
-        forecast=by_horizon,
-        expected=by_horizon,
+        allocatable=np.zeros(nodes),
+        forecast=cores(),
+        expected=cores(),
         profile=np.zeros((HOURS, nodes), np.float32),  # an hour's nodes lie together
-        usage=cores,
-        free=by_horizon.astype(np.int64, order="K"),
-        emptied=millicores,
-        newest=cores,
-        blocked=millicores,
-        usage_age=cores,
+        usage=np.zeros(nodes),
+        free=np.zeros((nodes, len(HORIZONS)), np.int64, "F"),
+        emptied=np.zeros(nodes, np.int64),
+        newest=np.zeros(nodes),
+        blocked=np.zeros(nodes, np.int64),
+        usage_age=np.zeros(nodes),
     )
 
 
-_Array = TypeVar("_Array", Floats, Ints)
+def _copy(view: View) -> View:
+    """The same with arrays of its own."""
+    arrays = {name: getattr(view, name).copy(order="K") for name in _WRITTEN}
+    return structs.replace(view, **arrays)
 
 
-def _with(old: _Array, rows: Ints, values: _Array) -> _Array:
-    """A copy of an array with some rows replaced, closed to writing."""
-    new = old.copy(order="K")
-    new[rows] = values
-    new.flags.writeable = False
-    return new
-
-
-def _with_columns(old: Floats32, rows: Ints, values: Floats32) -> Floats32:
-    """As `_with`, where nodes are columns."""
-    new = old.copy()
-    new[:, rows] = values
-    new.flags.writeable = False
-    return new
+def _put(array: npt.NDArray[Any], at: Ints | tuple[slice, Ints], values: npt.NDArray[Any]) -> None:
+    """Write to an array that is closed to writing for everybody else."""
+    array.flags.writeable = True
+    array[at] = values
+    array.flags.writeable = False
 
 
 def _block(view: View, known: Bools, max_age: float, now: float, lost: bool) -> View:
@@ -321,7 +335,7 @@ def _block(view: View, known: Bools, max_age: float, now: float, lost: bool) -> 
     blocked.flags.writeable = age.flags.writeable = False
     until = min(float(np.min(view.newest[~stale] + max_age, initial=np.inf)), now + 1.0)
     changed = not np.array_equal(blocked, view.blocked)
-    return replace(
+    return structs.replace(
         view,
         id=view.id + changed,
         blocked=blocked,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -188,17 +188,17 @@ class Encoder:
         """The entry of a decision."""
         scalars: dict[str, float | int | str | None] = {}
         arrays: dict[str, Patch] = {}
-        for field in fields(Snapshot):
-            value = getattr(recorded.snapshot, field.name)
-            if field.name == "index" or field.name in NOT_KEPT:
+        for name in Snapshot.__struct_fields__:
+            value = getattr(recorded.snapshot, name)
+            if name == "index" or name in NOT_KEPT:
                 continue
-            last = self._last.get(field.name)
+            last = self._last.get(name)
             if isinstance(value, np.ndarray):
-                if value is not last and (patch := _patch(field.name, last, value)) is not None:
-                    arrays[field.name] = patch
-            elif field.name not in self._last or type(value) is not type(last) or value != last:
-                scalars[field.name] = value
-            self._last[field.name] = value
+                if value is not last and (patch := _patch(name, last, value)) is not None:
+                    arrays[name] = patch
+            elif name not in self._last or type(value) is not type(last) or value != last:
+                scalars[name] = value
+            self._last[name] = value
         named, dropped = self._renamed(recorded.snapshot.index)
         policy = None if recorded.policy == self._policy else recorded.policy
         profile = recorded.habit.profile
@@ -283,7 +283,7 @@ class Decoder:
         unknown: dict[str, Any] = {
             name: np.full(len(self._fields["allocatable"]), np.nan) for name in NOT_KEPT
         }
-        known = {field.name for field in fields(Snapshot)}
+        known = set(Snapshot.__struct_fields__)
         kept: dict[str, Any] = {
             name: _by_node(name, value) for name, value in self._fields.items() if name in known
         }

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 from itertools import repeat
 
+import msgspec
 import numpy as np
 
 from models.arrays import Floats, Floats32, Ints
@@ -32,8 +32,7 @@ class Reason(IntEnum):
     """The watch on the API server has been silent for too long."""
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(msgspec.Struct, frozen=True, eq=False, gc=False):
     """Node arrays of one moment; N nodes, H horizons of `models.policy.HORIZONS`.
 
     Fields, with shapes and units:

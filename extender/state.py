@@ -1,7 +1,8 @@
 """Everything that changes: nodes, pods, promises, forecasts. One request sees one snapshot of it.
 
 All methods are called from the event loop and never wait, so each is atomic to the others. What is
-handed out (snapshots, captures) is never changed again: arrays are replaced, not written to.
+handed out cannot be written to. A capture never changes; a snapshot holds for one call, in which
+nothing else happens, unless it is asked for to be kept.
 """
 
 from __future__ import annotations
@@ -262,11 +263,14 @@ class State:
 
     # What requests see
 
-    def snapshot(self, now: float, without: str = "") -> Snapshot:
-        """What is known, without the charge of the pod that is being decided."""
-        view = self._view(now)
-        promised = self.ledger.charged(len(view.free), without)
-        promised.flags.writeable = False
+    def snapshot(self, now: float, without: str = "", keep: bool = False) -> Snapshot:
+        """What is known, without the charge of the pod that is being decided.
+
+        Its arrays stay as they are where ``keep``, else until something changes: until whoever
+        asks gives the event loop back. Copying them for each decision would cost more than that.
+        """
+        view = self._view(now, keep)
+        promised = self.ledger.charged(len(view.free), without, keep)
         withheld = self._locks.of(view, now)
         return Snapshot(
             id=view.id + withheld.changes,
@@ -306,9 +310,9 @@ class State:
         """
         return self._locks.of(self._view(now), now).taken
 
-    def _view(self, now: float) -> View:
+    def _view(self, now: float, keep: bool = False) -> View:
         lost = self.silence(now) > self._settings.watch_max_age
-        return self._nodes.view(self.policy, now, lost)
+        return self._nodes.view(self.policy, now, lost, keep)
 
     # Nodes
 

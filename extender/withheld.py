@@ -40,7 +40,7 @@ class LockTable:
         self._index: Mapping[str, int] = {}
         self._allocatable: Floats = np.zeros(0)
         self._wanted: Ints = np.zeros((0, 0), np.int64)
-        self._free: Ints | None = None
+        self._view = -1
         self._since, self._until = np.inf, -np.inf
         self._changes = 0
         self._withheld = Withheld(np.zeros((0, 0), np.int64), np.zeros((0, 0), np.int64), None, 0)
@@ -74,14 +74,14 @@ class LockTable:
     def of(self, view: View, now: float) -> Withheld:
         """What the locks take from the nodes now."""
         in_time = self._since <= now < self._until
-        if view.free is not self._free or not in_time:
+        if view.id != self._view or not in_time:
             if not in_time:
                 self._changes += 1
                 self._since, self._until = now, self._next_change(now)
             if not in_time or not self._same_nodes(view):
-                self._index, self._allocatable = view.index, view.allocatable
+                self._index, self._allocatable = view.index, view.allocatable.copy()
                 self._wanted = self._want(view, now)
-            self._free, self._withheld = view.free, self._take(view.free)
+            self._view, self._withheld = view.id, self._take(view.free)
         return self._withheld
 
     def on(self, node: str, allocatable: float, now: float) -> list[tuple[Lock, int]]:
@@ -112,11 +112,12 @@ class LockTable:
         return wanted
 
     def _take(self, free: Ints) -> Withheld:
+        if not self.locks:
+            return Withheld(self._wanted, free, None, self._changes)
         taken: Ints = np.minimum(self._wanted, free)
-        left = free - taken if self.locks else free
+        left = free - taken
         left.flags.writeable = taken.flags.writeable = False
-        wanted = self._wanted if self.locks else None
-        return Withheld(taken, left, wanted, self._changes)
+        return Withheld(taken, left, self._wanted, self._changes)
 
     def _next_change(self, now: float) -> float:
         """When the next window comes into some horizon's reach, or ends."""

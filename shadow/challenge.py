@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from msgspec import structs
 
 from extender.recording import Recorded, Refresh
 from extender.snapshot import Reason, Snapshot
@@ -34,7 +35,7 @@ def challenged(recorded: Recorded, refresh: Refresh, own: Forecast, policy: Poli
     expected = _by_row(snapshot, refresh.nodes, own.expected) + added
     known = np.isfinite(forecast).all(axis=1)
     lifted = np.where(snapshot.blocked == Reason.NO_FORECAST, Reason.FITS, snapshot.blocked)
-    changed = replace(
+    changed = structs.replace(
         snapshot,
         # Where nothing is forecast, online pods see the node with its requests, as production did.
         forecast=np.where(known[:, None], forecast, snapshot.forecast),
@@ -55,7 +56,7 @@ def reclaiming(snapshot: Snapshot, policy: Policy, share: float) -> Snapshot:
         free = np.maximum(free - snapshot.locked, 0)
     nothing = np.zeros((len(ceiling), 1))
     emptied = reclaimable_millicpu(snapshot.allocatable, nothing, policy)[:, 0]
-    return replace(snapshot, free=free, emptied=np.minimum(emptied, ceiling))
+    return structs.replace(snapshot, free=free, emptied=np.minimum(emptied, ceiling))
 
 
 def choice(

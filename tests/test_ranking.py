@@ -1,11 +1,11 @@
 """Online ranking by hour, the hot-node guard, and nodes that predecessors left."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from extender.decide import NOTHING_KNOWN, Ask, Habit, decide, scores
 from extender.decision_log import Decision, read_log

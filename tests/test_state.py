@@ -1,11 +1,17 @@
 """The state under events: new, repeated, out of order, lost."""
 
+from collections.abc import Callable
+from itertools import permutations
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import pytest
+from msgspec.structs import replace
 
 from extender.decision_log import End
 from extender.outlook import unknown
-from extender.snapshot import Reason
+from extender.snapshot import Reason, Snapshot
 from models.policy import HORIZONS, Policy
 from models.rolling import Forecast
 from tests.extender_world import PLAIN, START, World, as_node, as_pod, node_json, pod_json
@@ -323,7 +329,7 @@ def test_a_node_that_goes_and_comes_back_keeps_its_pods_promises(world: World) -
 
 def test_a_row_that_is_used_again_brings_nothing_along(world: World) -> None:
     world.cluster.put_pod(as_pod(pod_json("a", 1500, node="n1", cpu="1")))
-    before = world.state.snapshot(world.now)
+    before = world.state.snapshot(world.now, keep=True)
     row = before.index["n1"]
     world.cluster.delete_node("n1")
     world.cluster.put_node(as_node(node_json("n3", "4")))
@@ -332,7 +338,7 @@ def test_a_row_that_is_used_again_brings_nothing_along(world: World) -> None:
     assert (after.promised[row], after.free[row].max(), after.allocatable[row]) == (0, 0, 4.0)
     world.forecast(1.0)
     assert free(world, "n3") == 3000
-    assert before.index["n1"] == row  # what was handed out stays as it was
+    assert before.index["n1"] == row  # what is kept stays as it was
     assert before.allocatable[row] == 8.0
 
 
@@ -346,17 +352,73 @@ def test_a_complete_list_drops_what_vanished(world: World) -> None:
     assert set(world.state.snapshot(world.now).index) == {"n2"}
 
 
-def test_snapshots_do_not_change_and_cannot_be_changed(world: World) -> None:
-    before = world.state.snapshot(world.now)
-    copies = {name: getattr(before, name).copy() for name in ("free", "forecast", "promised")}
+def arrays(of: Snapshot) -> dict[str, npt.NDArray[Any]]:
+    """A snapshot's arrays by name."""
+    found = {name: getattr(of, name) for name in of.__struct_fields__}
+    return {name: value for name, value in found.items() if isinstance(value, np.ndarray)}
+
+
+def pod_comes(world: World) -> None:
     world.cluster.put_pod(as_pod(pod_json("a", 1500, node="n1", cpu="1")))
+
+
+def node_grows(world: World) -> None:
     world.cluster.put_node(as_node(node_json("n1", "16")))
-    after = world.state.snapshot(world.now)
-    assert after.id > before.id
+
+
+def node_comes(world: World) -> None:
+    world.cluster.put_node(as_node(node_json("n3")))
+
+
+def forecast_comes(world: World) -> None:
+    world.now += 300
+    world.forecast(5.0)
+
+
+CHANGES = (pod_comes, node_grows, node_comes, forecast_comes)
+
+
+@pytest.mark.parametrize("changes", list(permutations(CHANGES, 2)))
+def test_a_kept_snapshot_does_not_change(
+    world: World, changes: tuple[Callable[[World], None], ...]
+) -> None:
+    before = world.state.snapshot(world.now, keep=True)
+    copies = {name: array.copy() for name, array in arrays(before).items()}
+    for change in changes:
+        world.state.snapshot(world.now)  # somebody else's, which is not kept
+        change(world)
+        assert world.state.snapshot(world.now).id > before.id
     for name, copy in copies.items():
-        assert np.array_equal(getattr(before, name), copy)
-        with pytest.raises(ValueError, match="read-only"):
-            getattr(before, name)[0] = 1
+        np.testing.assert_array_equal(getattr(before, name), copy, name)
+    assert set(before.index) == {"n1", "n2"}
+
+
+def test_no_array_of_a_snapshot_can_be_written_to(world: World) -> None:
+    for change in CHANGES:
+        change(world)
+        for array in arrays(world.state.snapshot(world.now)).values():
+            with pytest.raises(ValueError, match="read-only"):
+                array[0] = 1
+
+
+def test_what_changes_row_by_row_is_what_a_new_table_would_hold() -> None:
+    rng = np.random.default_rng(5)
+    changed, pods = World(nodes=[f"n{at}" for at in range(8)]), 0
+    changed.sync()
+    changed.forecast({f"n{at}": float(at) for at in range(6)})  # two are not known
+    for number in range(60):
+        node = f"n{rng.integers(8)}"
+        if rng.random() < 0.7:
+            pods += 1
+            cpu = str(rng.integers(1, 4))
+            changed.cluster.put_pod(as_pod(pod_json(f"p{pods}", cpu=cpu, node=node)))
+        else:
+            changed.cluster.put_node(as_node(node_json(node, str(rng.integers(4, 16)))))
+        step_by_step = arrays(changed.state.snapshot(changed.now, keep=number % 7 == 0))
+        changed.state.policy = replace(PLAIN)  # equal, and yet another: all is computed anew
+        at_once = arrays(changed.state.snapshot(changed.now))
+        for name, array in at_once.items():
+            np.testing.assert_array_equal(step_by_step[name], array, name)
 
 
 def test_the_snapshots_number_grows_only_when_something_changed(world: World) -> None:
