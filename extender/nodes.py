@@ -7,7 +7,7 @@ somebody keeps the newest view: then what is kept stays as it is, and copies are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import structs
 
+from extender.node_index import NodeIndex
 from extender.snapshot import Reason
 from models.arrays import Bools, Floats, Floats32, Ints
 from models.habits import HOURS
@@ -69,7 +70,7 @@ class View(msgspec.Struct, frozen=True, gc=False):
     """
 
     id: int
-    index: Mapping[str, int]
+    index: NodeIndex
     allocatable: Floats
     forecast: Floats
     expected: Floats
@@ -112,8 +113,8 @@ class NodeTable:
         self._share = advertise_share
         self._capacity = np.zeros(64, _ROW)
         self._rows = self._capacity[:0]
-        self._index: dict[str, int] = {}
-        self._published_index: dict[str, int] = {}
+        self._index = NodeIndex()
+        self._published_index = NodeIndex()
         self._vacant: list[int] = []
         self._parked: dict[str, int] = {}
         self._unadvertised: dict[str, int] = {}
@@ -285,7 +286,7 @@ class NodeTable:
     def _own_index(self) -> None:
         """Copy the index before it changes, once after each view that handed it out."""
         if self._index is self._published_index:
-            self._index = dict(self._index)
+            self._index = NodeIndex(self._index)
 
 
 def _rows(marked: Collection[int]) -> Ints:
@@ -297,7 +298,7 @@ def _empty(nodes: int, number: int) -> View:
     cores = partial(np.zeros, (nodes, len(HORIZONS)), np.float64, "F")  # a decision reads a column
     return View(
         id=number,
-        index={},
+        index=NodeIndex(),
         allocatable=np.zeros(nodes),
         forecast=cores(),
         expected=cores(),

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from extender.decide import Ask, Habit, Verdicts, decide
+from extender.node_index import NodeIndex
 from extender.snapshot import Snapshot
 from models.arrays import Floats, Ints
 from models.policy import Policy
@@ -233,7 +234,7 @@ class Decoder:
         self._share = 1.0
         self._pods: dict[str, OnlinePod] = {}
         self._fields: dict[str, Any] = {}
-        self._index: dict[str, int] = {}
+        self._index = NodeIndex()
         self._policy = Policy()
 
     def add(self, entry: Entry) -> Refresh | Recorded | None:
@@ -278,7 +279,7 @@ class Decoder:
             self._fields[name] = _unpatch(self._fields.get(name), patch)
         if entry.named or entry.dropped:
             index = {n: row for n, row in self._index.items() if n not in set(entry.dropped)}
-            self._index = index | entry.named
+            self._index = NodeIndex(index | entry.named)
         self._policy = entry.policy or self._policy
         unknown: dict[str, Any] = {
             name: np.full(len(self._fields["allocatable"]), np.nan) for name in NOT_KEPT

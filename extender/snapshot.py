@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from enum import IntEnum
-from itertools import repeat
 
 import msgspec
-import numpy as np
 
+from extender.node_index import NodeIndex
 from models.arrays import Floats, Floats32, Ints
 
 
@@ -57,7 +56,7 @@ class Snapshot(msgspec.Struct, frozen=True, eq=False, gc=False):
 
     id: int
     time: float
-    index: Mapping[str, int]
+    index: NodeIndex
     allocatable: Floats
     forecast: Floats
     expected: Floats
@@ -73,5 +72,4 @@ class Snapshot(msgspec.Struct, frozen=True, eq=False, gc=False):
 
     def rows(self, names: Sequence[str]) -> Ints:
         """Rows of node names, -1 for a name that is not known."""
-        found = map(self.index.get, names, repeat(-1))
-        return np.fromiter(found, np.int64, len(names))
+        return self.index.rows(names)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from extender.ledger import Ledger
+from extender.node_index import NodeIndex
 from extender.snapshot import Reason, Snapshot
 from models.arrays import Bools, Floats, Floats32, Ints
 from models.habits import HOURS, Rhythm
@@ -82,7 +83,7 @@ class Cluster:
         self.promised: Ints = np.zeros(len(fleet), np.int64)
         self._policy = policy
         self._forecasting = forecasting
-        self._index = {name: row for row, name in enumerate(fleet.names)}
+        self._index = NodeIndex((name, row) for row, name in enumerate(fleet.names))
         self.emptied = reclaimable_millicpu(self.allocatable, self.forecast, policy)[:, 0]
         self._free: Ints = self._reclaimable()
         self._outdated: set[int] = set()

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from extender.decide import Ask, decide, explain, scores, to_wire_scores
+from extender.node_index import NodeIndex
 from extender.snapshot import Reason, Snapshot
 from models.arrays import Ints
 from models.policy import HORIZONS, Policy
@@ -35,7 +36,7 @@ def snapshot(
     return Snapshot(
         id=1,
         time=0.0,
-        index={f"n{row}": row for row in range(count)},
+        index=NodeIndex((f"n{row}", row) for row in range(count)),
         allocatable=np.full(count, cores),
         forecast=np.repeat(peaks[:, None], H, axis=1),
         expected=np.repeat(means[:, None], H, axis=1),
