@@ -7,7 +7,7 @@ next pod's filter call, which may come before the first pod's bind, never sees t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable
 from enum import Enum
 
 import msgspec
@@ -204,18 +204,23 @@ class Ledger:
 
     def expire(self, now: float) -> list[Entry]:
         """Drop holds whose time has run out, and return them."""
-        late = [entry for entry in _late(self._open, now) if entry.stage is Stage.HELD]
+        late = [entry for entry in self._late(now) if entry.stage is Stage.HELD]
         for entry in late:
             self.release(entry.uid)
         return late
 
     def late_bindings(self, now: float) -> list[Entry]:
         """Bindings of which something should have been heard by now."""
-        return [entry for entry in _late(self._open, now) if entry.stage is Stage.BINDING]
+        return [entry for entry in self._late(now) if entry.stage is Stage.BINDING]
 
-    def overdue(self, now: float) -> list[Entry]:
-        """Bound promises whose horizon has passed."""
-        return _late(self._bound, now)
+    def bound(self) -> tuple[str, ...]:
+        """UIDs of the pods with bound promises."""
+        return tuple(self._bound)
+
+    def overdue(self, uids: Iterable[str], now: float) -> list[Entry]:
+        """Those of these pods' bound promises whose horizon has passed."""
+        found = map(self._bound.get, uids)
+        return [entry for entry in found if entry is not None and entry.expires <= now]
 
     def renew(self, uid: str, now: float) -> None:
         """Promise a bound pod its millicores for its horizon once more."""
@@ -242,22 +247,25 @@ class Ledger:
             if entry.stage in stages:
                 self._store(replace(entry, expires=entry.expires + seconds))
 
-    def drop_row(self, row: int) -> bool:
+    def drop_row(self, row: int, pods: Iterable[str]) -> bool:
         """Forget what is held and bound on a node that is gone; whether any binding is left there.
+
+        ``pods``: UIDs of all that are bound to the node.
 
         What is bound comes back with the node. Of a binding that is not settled nobody else knows,
         so it stays charged for the case that the node returns before the watch shows the pod.
         """
-        here = [entry for entry in self.entries() if row in entry.rows]
+        bound = [entry for uid in pods if (entry := self._bound.get(uid)) is not None]
+        here = [entry for entry in (*self._open.values(), *bound) if row in entry.rows]
         for entry in here:
             if entry.stage is not Stage.BINDING:
                 rest = tuple(other for other in entry.rows if other != row)
                 self._replace(entry, replace(entry, rows=rest) if rest else None)
         return any(entry.stage is Stage.BINDING for entry in here)
 
-    def uses(self, row: int) -> bool:
-        """Whether anything is charged on a row."""
-        return any(row in entry.rows for entry in self.entries())
+    def opens(self, row: int) -> bool:
+        """Whether anything is held or being bound on a row."""
+        return any(row in entry.rows for entry in self._open.values())
 
     def _replace(self, old: Entry, new: Entry | None) -> None:
         self.release(old.uid)
@@ -277,11 +285,10 @@ class Ledger:
         for row in entry.rows:
             self._charged[row] += millicpu
 
+    def _late(self, now: float) -> list[Entry]:
+        return [entry for entry in self._open.values() if entry.expires <= now]
+
     def _grow(self, nodes: int) -> None:
         if nodes > len(self._charged):
             more = np.zeros(max(nodes - len(self._charged), len(self._charged)), np.int64)
             self._charged = np.concatenate([self._charged, more])
-
-
-def _late(entries: Mapping[str, Entry], now: float) -> list[Entry]:
-    return [entry for entry in entries.values() if entry.expires <= now]

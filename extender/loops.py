@@ -13,7 +13,7 @@ import structlog
 
 from extender.binder import Binder
 from extender.decision_log import DecisionLog
-from extender.lag import probe_lag
+from extender.lag import Turns, probe_lag
 from extender.learned import Learned, load_learned, save_learned
 from extender.ports import Clock, Cluster, ClusterError, ModelSource
 from extender.reflector import Backoff
@@ -84,7 +84,7 @@ class Loops:
         self._rng = rng
         self._others = others
         self._advertised: dict[str, float] = {}
-        self._overdue: frozenset[str] = frozenset()
+        self._overdue: set[str] = set()
 
     async def run(self) -> None:
         """Run all loops until cancelled."""
@@ -122,19 +122,23 @@ class Loops:
             log.info("hold expired", pod=entry.pod)
         self._decisions.flush()
 
-    def renew(self) -> None:
+    async def renew(self) -> None:
         """Renew promises that outlived their horizon; tell once of each that cannot be."""
-        found = self._state.renew(self._clock())
-        self._telemetry.renewed.inc(len(found.renewed))
-        for entry in found.overdue:
-            if entry.uid not in self._overdue:
-                log.warning(
-                    "promise overdue: its node does not cover all its promises any more",
-                    pod=entry.pod,
-                    millicpu=entry.millicpu,
-                    horizon_hours=HORIZONS[entry.horizon],
-                )
-        self._overdue = frozenset(entry.uid for entry in found.overdue)
+        overdue: set[str] = set()
+        turns = Turns()
+        for found in self._state.renew(self._clock()):
+            self._telemetry.renewed.inc(len(found.renewed))
+            for entry in found.overdue:
+                overdue.add(entry.uid)
+                if entry.uid not in self._overdue:
+                    log.warning(
+                        "promise overdue: its node does not cover all its promises any more",
+                        pod=entry.pod,
+                        millicpu=entry.millicpu,
+                        horizon_hours=HORIZONS[entry.horizon],
+                    )
+            await turns.give_way()
+        self._overdue = overdue
 
     def load_learned(self) -> None:
         """Take over what an earlier process had learned, where it was kept."""
@@ -223,7 +227,7 @@ class Loops:
         await self._state.synced.wait()
         while True:  # the pause comes first: without a forecast, all would be overdue
             await asyncio.sleep(_RENEW_SECONDS)
-            self.renew()
+            await self.renew()
 
     async def _save_learned(self) -> None:
         while self._learned_file is not None:

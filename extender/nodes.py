@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 import numpy as np
@@ -27,6 +27,8 @@ from models.kube.types import Metadata, Node, NodeStatus, version_of
 from models.policy import HORIZONS, Policy
 from models.reclaim import reclaimable_millicpu
 from models.rolling import Forecast
+
+_Where: TypeAlias = Ints | slice
 
 _ROW = np.dtype(
     [
@@ -122,7 +124,7 @@ class NodeTable:
         self._loaded: set[int] = set()  # rows of which nothing changed but their pods
         self._view = _empty(0, 0)
         self._kept = False
-        self._policy: Policy | None = None
+        self._policy: Policy | None = None  # None where all has to be computed anew
 
     def __len__(self) -> int:
         return len(self._index)
@@ -212,14 +214,13 @@ class NodeTable:
         self._rows["usage"][rows] = usage[positions]
         self._rows["shape"][rows] = shape[positions]
         self._rows["known"][rows] = np.isfinite(forecast.forecast[positions]).all(axis=1)
-        self._changed.update(range(len(self._rows)))
+        self._policy = None
 
     def view(self, policy: Policy, now: float, lost: bool, keep: bool = False) -> View:
         """The nodes as they are now; it stays so where ``keep``, else until something changes."""
         view = self._view
         if len(view.free) != len(self._rows) or policy is not self._policy:
-            view = _empty(len(self._rows), view.id)
-            view = self._derive(view, np.arange(len(self._rows)), policy)
+            view = self._derive(_empty(len(self._rows), view.id), np.s_[:], policy)
         elif self._changed or self._loaded:
             if self._kept:
                 view = _copy(view)
@@ -236,10 +237,10 @@ class NodeTable:
         self._view, self._policy = view, policy
         return view
 
-    def _derive(self, old: View, rows: Ints, policy: Policy) -> View:
+    def _derive(self, old: View, rows: _Where, policy: Policy) -> View:
         """Compute some rows anew; writes to the arrays of ``old``."""
         data = self._rows[rows]
-        emptied = reclaimable_millicpu(data["allocatable"], np.zeros((len(rows), 1)), policy)[:, 0]
+        emptied = reclaimable_millicpu(data["allocatable"], np.zeros((len(data), 1)), policy)[:, 0]
         _put(old.allocatable, rows, data["allocatable"])
         _put(old.usage, rows, data["usage"])
         _put(old.emptied, rows, np.minimum(emptied, data["ceiling"]))
@@ -248,7 +249,7 @@ class NodeTable:
         new = structs.replace(old, index=self._index, since=np.inf, until=-np.inf)
         return self._weigh(new, rows, policy)
 
-    def _weigh(self, old: View, rows: Ints, policy: Policy) -> View:
+    def _weigh(self, old: View, rows: _Where, policy: Policy) -> View:
         """Compute anew what depends on some rows' pods; writes to the arrays of ``old``."""
         data = self._rows[rows]
         added = data["added"][:, None] / 1000
@@ -263,7 +264,7 @@ class NodeTable:
             free[unknown] = 0
         _put(old.forecast, rows, forecast)
         _put(old.expected, rows, expected)
-        _put(old.profile, np.s_[:, rows], profile.T)
+        _put(old.profile, (np.s_[:], rows), profile.T)
         _put(old.free, rows, free)
         return structs.replace(old, id=old.id + 1)
 
@@ -318,7 +319,9 @@ def _copy(view: View) -> View:
     return structs.replace(view, **arrays)
 
 
-def _put(array: npt.NDArray[Any], at: Ints | tuple[slice, Ints], values: npt.NDArray[Any]) -> None:
+def _put(
+    array: npt.NDArray[Any], at: _Where | tuple[slice, _Where], values: npt.NDArray[Any]
+) -> None:
     """Write to an array that is closed to writing for everybody else."""
     array.flags.writeable = True
     array[at] = values

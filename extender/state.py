@@ -12,6 +12,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import NamedTuple
 
 import numpy as np
@@ -34,11 +35,8 @@ from models.kube.types import Node, Pod
 from models.policy import Policy
 from models.rolling import Forecast
 
-_SIFTED = 1000
-"""Objects that are looked up in a new list at a time: a fraction of a millisecond."""
-
-_RENEWED = 2000
-"""Promises that are renewed at a time: two milliseconds of the event loop."""
+_PART = 1000
+"""Objects or promises that are looked at in one go: a fraction of a millisecond."""
 
 _REMEMBERED = 4096
 """Pods that are known to be gone, the newest: more than can be deleted while one event is late."""
@@ -72,7 +70,7 @@ class Capture:
 
 @dataclass(frozen=True, slots=True)
 class Renewals:
-    """Bound promises whose horizon had passed.
+    """Some bound promises whose horizon had passed.
 
     Those that were renewed, and those that are overdue: what is reclaimable on their node does not
     cover all its promises any more.
@@ -103,6 +101,7 @@ class State:
         self._gone: OrderedDict[str, None] = OrderedDict()
         self._habits = NO_HABITS
         self._homes = Homes()
+        self._overdue: Sequence[str] = ()
         self._heard = {"nodes": -np.inf, "pods": -np.inf}
         self._unlisted = {"nodes", "pods"}
 
@@ -222,31 +221,43 @@ class State:
     def expire(self, now: float) -> list[Entry]:
         """Drop the holds whose time has run out, and return them."""
         late = self.ledger.expire(now)
-        self._nodes.unpark(self.ledger.uses)
+        self._nodes.unpark(self.ledger.opens)
         return late
 
-    def renew(self, now: float) -> Renewals:
+    def renew(self, now: float) -> Iterator[Renewals]:
         """Look at the promises that outlived their horizon: their pods run longer than expected.
 
         One is renewed where its node could make all its promises again for that horizon; what it
-        takes stays charged either way, until the pod ends. So nothing is lost where more promises
-        than `_RENEWED` ended together, as after a restart, and the others wait for the next look.
+        takes stays charged either way, until the pod ends. All are looked at in parts, each of
+        which takes a fraction of a millisecond.
         """
-        late = self.ledger.overdue(now)
-        if not late:
-            return Renewals((), ())
+        overdue: list[str] = []
+        for some in _batched(self.ledger.bound()):
+            late = self.ledger.overdue(some, now)
+            if late:
+                found = self._renew(late, now)
+                overdue += [entry.uid for entry in found.overdue]
+                yield found
+            else:
+                yield Renewals((), ())
+        self._overdue = overdue
+
+    def _renew(self, late: Sequence[Entry], now: float) -> Renewals:
         snapshot = self.snapshot(now)
-        left = snapshot.free - self.ledger.promised(len(snapshot.free))[:, None]
-        left[snapshot.blocked != Reason.FITS] = -1
-        renewed: list[Entry] = []
-        overdue: list[Entry] = []
-        for entry in late:
-            covered = entry.millicpu == 0 or left[entry.rows[0], entry.horizon] >= 0
-            (renewed if covered else overdue).append(entry)
-        del renewed[_RENEWED:]
+        rows = np.array([entry.rows[0] for entry in late])
+        asks = np.array([entry.millicpu for entry in late])
+        left = snapshot.free[rows, [entry.horizon for entry in late]]
+        left -= self.ledger.promised(len(snapshot.free))[rows]
+        covered = (asks == 0) | ((left >= 0) & (snapshot.blocked[rows] == Reason.FITS))
+        renewed = tuple(compress(late, covered))
         for entry in renewed:
             self.ledger.renew(entry.uid, now)
-        return Renewals(tuple(renewed), tuple(overdue))
+        return Renewals(renewed, tuple(compress(late, ~covered)))
+
+    @property
+    def overdue(self) -> int:
+        """Promises that could not be renewed at the last look, and have not ended since."""
+        return sum(self.ledger.get(uid) is not None for uid in self._overdue)
 
     def shift(self, seconds: float) -> None:
         """The clock has gone on by so much more than this process did.
@@ -340,7 +351,7 @@ class State:
     def _drop_node(self, name: str) -> None:
         row = self._nodes.row(name)
         if row is not None:
-            self._nodes.remove(name, park=self.ledger.drop_row(row))
+            self._nodes.remove(name, park=self.ledger.drop_row(row, self._pods_on.get(name, ())))
 
     # Pods
 
@@ -446,8 +457,8 @@ class State:
 
 
 def _batched(keys: Sequence[str]) -> Iterator[Sequence[str]]:
-    """The keys in parts of `_SIFTED`."""
-    return (keys[first : first + _SIFTED] for first in range(0, len(keys), _SIFTED))
+    """The keys in parts of `_PART`."""
+    return (keys[first : first + _PART] for first in range(0, len(keys), _PART))
 
 
 def _flat(millicpu: int) -> Floats32:

@@ -298,7 +298,7 @@ class Storm:
         if self.watching and not self.cluster.paused:
             self.cluster.hear()
         self.world.server.loops.tick()
-        self.world.server.loops.renew()
+        await self.world.server.loops.renew()
 
     async def chase(self) -> None:
         await self.world.server.binder.chase()

@@ -1,5 +1,7 @@
 """Promises as time passes: renewed or overdue, after restarts, and when the clock is set."""
 
+import asyncio
+
 import pytest
 
 from extender import state
@@ -36,7 +38,7 @@ def pass_time(world: World, seconds: float, peak: float = 2.0) -> None:
     world.now += seconds
     world.cluster.hear()
     world.forecast(peak)
-    world.server.loops.renew()
+    asyncio.run(world.server.loops.renew())
 
 
 def metric(world: World, name: str) -> float | None:
@@ -66,16 +68,21 @@ def test_a_promise_is_renewed_where_the_node_still_covers_all(world: World) -> N
     assert metric(world, "archimedes_promises_overdue") == 0.0
 
 
-def test_of_many_promises_that_end_together_some_wait_for_the_next_look(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(state, "_RENEWED", 2)
-    for name in "abc":
+def test_promises_are_looked_at_in_parts(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state, "_PART", 2)
+    for name in "abcde":
         run(world, name, 1000)
-    pass_time(world, HOUR)
-    assert [until(world, name) for name in "abc"] == [2.0, 2.0, 1.0]
-    pass_time(world, 15)
-    assert until(world, "c") == 2 + 15 / HOUR
+    world.now += HOUR
+    world.cluster.hear()
+    world.forecast(2.0)
+    parts = world.state.renew(world.now)
+    assert [entry.pod for entry in next(parts).renewed] == ["default/a", "default/b"]
+    world.cluster.delete_pod("default", "c")  # the loop is given back between two parts
+    assert [[entry.pod for entry in part.renewed] for part in parts] == [
+        ["default/d"],
+        ["default/e"],
+    ]
+    assert [until(world, name) for name in "abde"] == [2.0] * 4
 
 
 def test_what_the_node_cannot_cover_is_overdue_told_once_and_stays_charged(
@@ -123,7 +130,7 @@ def test_where_nothing_new_is_promised_nothing_is_renewed(world: World, why: str
         world.forecast(2.0)
     if why == "a lock":
         world.state.lock([Lock("x", world.now, world.now + 60, 3.0, 0.0, None, "", "")], {})
-    world.server.loops.renew()
+    asyncio.run(world.server.loops.renew())
     assert metric(world, "archimedes_promises_overdue") == 1.0  # who asks for nothing takes nothing
 
 
