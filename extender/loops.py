@@ -137,6 +137,7 @@ class Loops:
                         millicpu=entry.millicpu,
                         horizon_hours=HORIZONS[entry.horizon],
                     )
+                    await turns.give_way()
             await turns.give_way()
         self._overdue = overdue
 

@@ -23,6 +23,9 @@ from models.usage_store import UsageReader, UsageStore
 
 log = structlog.get_logger()
 
+_FREED = 10_000
+"""Pods that are forgotten in one go."""
+
 
 class Refresher:
     """Keeps the state's forecasts fresh and made by the champion."""
@@ -65,7 +68,9 @@ class Refresher:
         async with self._lock:
             champion = None if model is None else Champion(model)
             await self._forecast(champion)
+            replaced = [self._champion]
             self._champion = champion
+            await asyncio.to_thread(replaced.clear)  # LightGBM takes milliseconds to free a model
             self._telemetry.serving(model, source)
             log.info("model serves", version=self._state.model_version)
 
@@ -104,6 +109,8 @@ class Refresher:
         if self._recorder is not None:
             about = (self._clock(), self._store.time, version, self._share)
             self._recorder.put(lambda: _recorded(capture, outlook, *about))
+        else:
+            await _let_go(capture.pods)
 
     def _compare(self, nodes: Sequence[str], outlook: Outlook) -> None:
         """Count in how many nodes the newest window was above the forecast then in force."""
@@ -120,6 +127,13 @@ class Refresher:
             outlook.forecast.forecast[:, 0],
             self._store.time,
         )
+
+
+async def _let_go(pods: list[PodFacts]) -> None:
+    """Forget pods of which many are gone since: to free them all at once takes milliseconds."""
+    while pods:
+        await asyncio.sleep(0)
+        del pods[-_FREED:]
 
 
 def _recorded(

@@ -65,7 +65,7 @@ class Capture:
 
     nodes: tuple[str, ...]
     allocatable: Floats
-    pods: tuple[PodFacts, ...]
+    pods: list[PodFacts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +190,7 @@ class State:
         """What to forecast for; what is served next was forecast for the newest capture."""
         names, allocatable = self._nodes.capture()
         # Pods are sifted by whoever uses them, in a thread.
-        return Capture(names, allocatable, tuple(self._pods.values()))
+        return Capture(names, allocatable, list(self._pods.values()))
 
     def serve(
         self,

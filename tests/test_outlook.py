@@ -52,7 +52,7 @@ def test_a_champion_made_before_any_pod_was_listed_works_in_groups(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = shipped(classical("max-7d"))
-    capture = Capture(NODES, np.full(len(NODES), 8.0), PODS)
+    capture = Capture(NODES, np.full(len(NODES), 8.0), list(PODS))
     whole = Champion(model).outlook(capture, used())
     monkeypatch.setattr(node_groups, "_PODS_PER_GROUP", 8)
     taken: list[int] = []
@@ -72,7 +72,7 @@ def test_a_champion_made_before_any_pod_was_listed_works_in_groups(
 
 def test_groups_learn_together(monkeypatch: pytest.MonkeyPatch) -> None:
     model = shipped(classical("trailing-max-24h"))
-    capture = Capture(NODES, np.full(len(NODES), 8.0), PODS)
+    capture = Capture(NODES, np.full(len(NODES), 8.0), list(PODS))
     whole, grouped = Champion(model), Champion(model)
     store = used(hours=24)
     whole.outlook(capture, store)

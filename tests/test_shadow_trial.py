@@ -57,7 +57,7 @@ def capture(number: int) -> Capture:
     pods = tuple(map(online, PODS, PODS.values()))
     new = online(f"default/new-{number}", "n1")
     sibling = msgspec.structs.replace(new, workload=pods[0].workload)
-    return Capture(NODES, np.array([16.0, 16.0]), (*pods, sibling))
+    return Capture(NODES, np.array([16.0, 16.0]), [*pods, sibling])
 
 
 @pytest.fixture(name="log")
