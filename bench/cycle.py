@@ -3,7 +3,8 @@
 Starts etcd, kube-apiserver and kube-scheduler (`make controlplane` builds them), posts nodes, and
 schedules the same number of offline or online pods with: no extender, the shipped configuration
 with `archimedes extender` behind it, an echo (all names pass, equal scores) in aiohttp and one in
-Go's net/http. In turns, in one run; kube-scheduler's own metrics say what a cycle took. Prints
+Go's net/http, and one in aiohttp that passes the first 32 names: the least that anything in aiohttp
+that narrows could cost. In turns, in one run; kube-scheduler's own metrics say what a cycle took. Prints
 medians in milliseconds and as a multiple of no extender (budget: 1.0).
 
 Nodes and pods are bare unless `--lifelike` is given. Then nodes lie in zones, hold images and run
@@ -219,15 +220,17 @@ def contenders(plane: ControlPlane, folder: Path, nodes: int) -> Iterator[list[C
         command = ["archimedes", "extender", "--config", "SETTINGS"]
         extender = stack.enter_context(world.extender(folder, command, settings))
         world.wait_for_forecasts(extender, nodes)
-        python, go = free_port(), free_port()
-        echo = [sys.executable, "-m", "bench.rig.echo", str(python)]
-        stack.enter_context(answering("echo-aiohttp", echo, python, folder))
+        python, first, go = free_port(), free_port(), free_port()
+        echo = [sys.executable, "-m", "bench.rig.echo"]
+        stack.enter_context(answering("echo-aiohttp", [*echo, str(python)], python, folder))
+        stack.enter_context(answering("first-32", [*echo, str(first), "32"], first, folder))
         stack.enter_context(answering("echo-go", [str(build_echo(folder)), str(go)], go, folder))
         yield [
             Contender("none", []),
             Contender("archimedes", shipped(extender.url)),
             Contender("echo in aiohttp", shipped(f"http://127.0.0.1:{python}")[1:]),
             Contender("echo in Go net/http", shipped(f"http://127.0.0.1:{go}")[1:]),
+            Contender("first 32 in aiohttp", shipped(f"http://127.0.0.1:{first}")[1:]),
         ]
 
 

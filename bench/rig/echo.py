@@ -1,4 +1,7 @@
-"""The cheapest extender in aiohttp: all names pass, equal scores. python -m bench.rig.echo PORT."""
+"""The cheapest extender in aiohttp: names pass, equal scores. python -m bench.rig.echo PORT [NUMBER].
+
+All pass, or the first NUMBER of them.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,12 @@ _decode = msgspec.json.Decoder(_Args).decode
 _encode = msgspec.json.Encoder().encode
 
 
+_left = int(sys.argv[2]) if len(sys.argv) > 2 else None
+
+
 async def filter_(request: web.Request) -> web.Response:
-    """All of them."""
-    names = _decode(await request.read()).node_names
+    """The first of them."""
+    names = _decode(await request.read()).node_names[:_left]
     return _json({"NodeNames": names, "FailedNodes": {}, "Error": ""})
 
 
