@@ -4,8 +4,8 @@ Starts etcd, kube-apiserver and kube-scheduler (`make controlplane` builds them)
 schedules the same number of offline or online pods with: no extender, the shipped configuration
 with `archimedes extender` behind it, an echo (all names pass, equal scores) in aiohttp and one in
 Go's net/http, and one in aiohttp that passes the first 32 names: the least that anything in aiohttp
-that narrows could cost. In turns, in one run; kube-scheduler's own metrics say what a cycle took. Prints
-medians in milliseconds and as a multiple of no extender (budget: 1.0).
+that narrows could cost. In turns, in one run; kube-scheduler's own metrics say what a cycle took.
+Prints medians in milliseconds and as a multiple of no extender (budget: 1.0).
 
 Nodes and pods are bare unless `--lifelike` is given. Then nodes lie in zones, hold images and run
 pods, and the pods that are scheduled belong to Services, so that kube-scheduler spreads them as it

@@ -1,6 +1,6 @@
-"""The cheapest extender in aiohttp: names pass, equal scores. python -m bench.rig.echo PORT [NUMBER].
+"""The cheapest extender in aiohttp: all names pass, or the first of them, with equal scores.
 
-All pass, or the first NUMBER of them.
+python -m bench.rig.echo PORT [NUMBER]
 """
 
 from __future__ import annotations
