@@ -12,6 +12,10 @@ import msgspec
 MAX_BYTES = 64 * 1024 * 1024
 """Size at which a log file is rotated; one predecessor is kept."""
 
+MAX_KEPT = 64 * 1024 * 1024
+"""Bytes that the records in memory take at most, about: enough for 10,000 decisions with 32
+candidates each. But a pod's annotation may ask for more candidates, and callers choose names."""
+
 MAX_NODES = 32
 """Nodes of a preempt call that are named: kube-scheduler proposes a tenth of the cluster's."""
 
@@ -86,6 +90,10 @@ class End(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="kind",
 
 
 Record = Decision | Binding | Preemption | End
+
+_OVERHEAD = 150
+"""Bytes for each text of a record and for the numbers beside it."""
+
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Record)
 
@@ -93,8 +101,14 @@ _decoder = msgspec.json.Decoder(Record)
 class DecisionLog:
     """The last records in memory, and all of them in a JSON-lines file where a path is given."""
 
-    def __init__(self, path: Path | None = None, keep: int = 10_000) -> None:
-        self._recent: deque[Record] = deque(maxlen=keep)
+    def __init__(
+        self, path: Path | None = None, keep: int = 10_000, keep_bytes: int = MAX_KEPT
+    ) -> None:
+        """``keep``, ``keep_bytes``: records in memory, and what they take, at most."""
+        self._recent: deque[Record] = deque()
+        self._keep, self._keep_bytes = keep, keep_bytes
+        self._sizes: deque[int] = deque()
+        self._bytes = 0
         self._path = path
         self._file: IO[bytes] | None = None
         if path is not None:
@@ -104,6 +118,11 @@ class DecisionLog:
     def append(self, record: Record) -> None:
         """Add a record; the file is buffered by the operating system and rotated by size."""
         self._recent.append(record)
+        self._sizes.append(_size(record))
+        self._bytes += self._sizes[-1]
+        while len(self._recent) > self._keep or self._bytes > self._keep_bytes:
+            self._recent.popleft()
+            self._bytes -= self._sizes.popleft()
         if self._file is None or self._path is None:
             return
         self._file.write(_encoder.encode(record) + b"\n")
@@ -132,6 +151,23 @@ class DecisionLog:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _size(record: Record) -> int:
+    """Bytes that a record takes in memory, roughly."""
+    texts = [record.pod, record.uid]
+    match record:
+        case Decision():
+            texts += [candidate.node for candidate in record.candidates]
+            texts += record.rejected
+        case Preemption():
+            texts += record.nodes
+            texts += record.rejected
+        case Binding():
+            texts += [record.node, record.error]
+        case End():
+            texts.append(record.node)
+    return _OVERHEAD * len(texts) + sum(map(len, texts))
 
 
 def encode_records(records: Sequence[Record]) -> bytes:

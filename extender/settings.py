@@ -164,7 +164,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     decision_log: str = ""
     """File for one JSON line per decision, rotated at 64 MiB with one predecessor. Empty: the last
-    10,000 decisions are kept in memory only."""
+    10,000 decisions are kept in memory only, and fewer where these would take more than 64 MiB."""
 
     recording_megabytes: Annotated[int, Meta(ge=0, le=1_000_000)] = 512
     """Megabytes of the recording beside the decision log (FILE.recording): what each decision was

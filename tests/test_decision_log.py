@@ -4,6 +4,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from extender import decision_log
 from extender.decision_log import (
@@ -84,6 +85,29 @@ def test_memory_is_bounded() -> None:
     for number in range(10):
         log.append(decision(f"default/{number}"))
     assert [record.pod for record in log.recent()] == ["default/9", "default/8", "default/7"]
+
+
+def test_memory_is_bounded_in_bytes_too() -> None:
+    log = DecisionLog(keep_bytes=100_000)
+    for number in range(100):
+        log.append(decision(f"p{number}"))
+    assert len(log.recent()) == 100
+    wide = replace(decision("wide"), candidates=(Candidate("n1", 0.25, 4000),) * 400)
+    log.append(wide)  # 400 x (150 + 2) = 60,800
+    assert log.recent()[0] == wide
+    assert 0 < len(log.recent()) < 100
+    for record in (
+        binding("x" * 30_000),
+        binding("a", error="x" * 30_000),
+        replace(preemption("a"), nodes=("x" * 30_000,)),
+        replace(decision("a"), rejected={"x" * 30_000: 1}),
+    ):
+        log.append(record)
+    assert [record.pod for record in log.recent()][1:] == ["a", "a"]  # 3 x 30,000 and no more
+    log.append(replace(wide, candidates=(Candidate("n" * 100_000, 0.25, 4000),)))
+    assert log.recent() == []
+    log.append(decision("next"))
+    assert len(log.recent()) == 1
 
 
 def test_what_was_written_is_read_back(tmp_path: Path) -> None:
