@@ -10,7 +10,7 @@ import numpy as np
 from models.arrays import Ints
 
 _SLOTS_PER_NAME = 8
-"""At most one name in eight finds its slot taken, and goes the longer way; 128 to 256 bytes each."""
+"""At most one name in eight finds its slot taken and goes the longer way; 128 to 256 bytes each."""
 
 _SLOT = np.dtype([("hash", np.int64), ("row", np.int64)])
 
