@@ -263,7 +263,7 @@ class Ledger:
                 self._replace(entry, replace(entry, rows=rest) if rest else None)
         return any(entry.stage is Stage.BINDING for entry in here)
 
-    def opens(self, row: int) -> bool:
+    def has_open(self, row: int) -> bool:
         """Whether anything is held or being bound on a row."""
         return any(row in entry.rows for entry in self._open.values())
 

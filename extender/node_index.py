@@ -31,8 +31,7 @@ class NodeIndex(dict[str, int]):
         found = table.take(hashes & (len(table) - 1))
         rows: Ints = found["row"].copy()
         others = (found["hash"] != hashes).nonzero()[0]
-        for at in others.tolist():
-            rows[at] = self.get(names[at], -1)
+        rows[others] = [self.get(names[at], -1) for at in others.tolist()]
         return rows
 
     @cached_property

@@ -63,7 +63,7 @@ class NodeFacts:
     version: int
 
 
-class View(msgspec.Struct, frozen=True, gc=False):
+class View(msgspec.Struct, frozen=True, eq=False, gc=False):
     """The derived arrays of one moment; names, shapes and units as in `extender.snapshot.Snapshot`.
 
     newest: [N] seconds since the epoch. ``blocked`` and ``usage_age`` were computed at ``since``,
@@ -121,7 +121,7 @@ class NodeTable:
         self._parked: dict[str, int] = {}
         self._unadvertised: dict[str, int] = {}
         self._changed: set[int] = set()
-        self._loaded: set[int] = set()  # rows of which nothing changed but their pods
+        self._pods_changed: set[int] = set()  # rows of which nothing changed but their pods
         self._view = _empty(0, 0)
         self._kept = False
         self._policy: Policy | None = None  # None where all has to be computed anew
@@ -195,7 +195,7 @@ class NodeTable:
         self._rows["requested"][row] += millicpu
         self._rows["added"][row] += added
         self._rows["raised"][row] += profile
-        self._loaded.add(row)
+        self._pods_changed.add(row)
 
     def serve(
         self, names: Sequence[str], forecast: Forecast, newest: Floats, usage: Floats, shape: Floats
@@ -221,15 +221,15 @@ class NodeTable:
         view = self._view
         if len(view.free) != len(self._rows) or policy is not self._policy:
             view = self._derive(_empty(len(self._rows), view.id), np.s_[:], policy)
-        elif self._changed or self._loaded:
+        elif self._changed or self._pods_changed:
             if self._kept:
                 view = _copy(view)
             if self._changed:
                 view = self._derive(view, _rows(self._changed), policy)
-            if self._loaded:
-                view = self._weigh(view, _rows(self._loaded), policy)
+            if self._pods_changed:
+                view = self._derive_forecasts(view, _rows(self._pods_changed), policy)
         self._changed.clear()
-        self._loaded.clear()
+        self._pods_changed.clear()
         if lost != view.lost or not view.since <= now <= view.until:
             view = _block(view, self._rows["known"], policy.max_usage_age, now, lost)
         # The next change may write to whatever arrays nobody has kept.
@@ -247,9 +247,9 @@ class NodeTable:
         _put(old.newest, rows, data["newest"])
         self._published_index = self._index
         new = structs.replace(old, index=self._index, since=np.inf, until=-np.inf)
-        return self._weigh(new, rows, policy)
+        return self._derive_forecasts(new, rows, policy)
 
-    def _weigh(self, old: View, rows: _Where, policy: Policy) -> View:
+    def _derive_forecasts(self, old: View, rows: _Where, policy: Policy) -> View:
         """Compute anew what depends on some rows' pods; writes to the arrays of ``old``."""
         data = self._rows[rows]
         added = data["added"][:, None] / 1000

@@ -60,7 +60,8 @@ class Basis(NamedTuple):
 class Capture:
     """What a refresh forecasts for, taken in one moment.
 
-    nodes: N names; allocatable: [N] cores; pods: those not finished, bound to a node or not.
+    nodes: N names; allocatable: [N] cores; pods: those not finished, bound to a node or not, in a
+    list that belongs to whoever asked.
     """
 
     nodes: tuple[str, ...]
@@ -221,7 +222,7 @@ class State:
     def expire(self, now: float) -> list[Entry]:
         """Drop the holds whose time has run out, and return them."""
         late = self.ledger.expire(now)
-        self._nodes.unpark(self.ledger.opens)
+        self._nodes.unpark(self.ledger.has_open)
         return late
 
     def renew(self, now: float) -> Iterator[Renewals]:

@@ -77,6 +77,28 @@ def test_what_has_changed_meanwhile_counts(change: Callable[[World], None]) -> N
     assert of.filter(pod, left)["NodeNames"] == []
 
 
+def another_pod_comes(of: World) -> None:
+    """Kube-scheduler has bound the pod before this one."""
+    of.cluster.put_pod(as_pod(pod_json("before", cpu="2", node="n2", phase="Running")))
+
+
+@pytest.mark.parametrize("change", [less_forecast, another_pod_comes])
+@pytest.mark.parametrize("pod", [pod_json("p", 1000), pod_json("q", cpu="1")])
+def test_nodes_are_ranked_by_what_they_were_left_by_while_a_hold_may_last(
+    pod: dict[str, object], change: Callable[[World], None]
+) -> None:
+    of, fresh = world(), world()
+    left = of.filter(pod)["NodeNames"]
+    scores = fresh.prioritize(pod, left)
+    for each in (of, fresh):
+        change(each)
+    assert of.prioritize(pod, left) == scores
+    assert fresh.prioritize(pod, left) != scores  # it has not been asked to filter
+    for each in (of, fresh):
+        each.now += 30  # the hold's time
+    assert of.prioritize(pod, left) == fresh.prioritize(pod, left)
+
+
 def test_a_pod_that_asks_for_more_under_the_same_uid_is_decided_anew() -> None:
     of = world()
     left = of.filter(pod_json("p", 1000))["NodeNames"]

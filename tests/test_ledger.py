@@ -206,14 +206,14 @@ def test_a_node_that_goes_takes_its_charges_along_and_no_others() -> None:
     assert not ledger.drop_row(0, ["b", "unknown"])
     assert charged(ledger, 2) == [0, 500]
     assert ledger.get("b") is None
-    assert not ledger.opens(0)
+    assert not ledger.has_open(0)
 
 
 def test_a_binding_under_way_outlasts_its_node() -> None:
     ledger = Ledger()
     reserve(ledger, "a", 500, 0, available=500)
     assert ledger.drop_row(0, [])
-    assert ledger.opens(0)
+    assert ledger.has_open(0)
     assert charged(ledger, 1) == [500]
 
 

@@ -375,7 +375,11 @@ def forecast_comes(world: World) -> None:
     world.forecast(5.0)
 
 
-CHANGES = (pod_comes, node_grows, node_comes, forecast_comes)
+def node_goes(world: World) -> None:
+    world.cluster.delete_node("n2")
+
+
+CHANGES = (pod_comes, node_grows, node_comes, node_goes, forecast_comes)
 
 
 @pytest.mark.parametrize("changes", list(permutations(CHANGES, 2)))
