@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from extender import handlers
 from extender.arithmetic import Arithmetic, arithmetic
-from extender.inspection import describe_node
+from extender.inspection import NodeSummary, describe_node, describe_nodes
 from models.policy import HORIZONS, Policy
 from models.reclaim import reclaimable_millicpu
 from tests.extender_world import World, as_pod, pod_json
+from tests.http_world import serving
 
 
 def terms(found: Arithmetic) -> dict[str, int]:
@@ -23,6 +27,25 @@ def explained(world: World, node: str = "n1") -> tuple[Arithmetic, ...]:
     details = describe_node(world.state, node, world.now)
     assert details is not None
     return details.arithmetic
+
+
+async def test_the_page_of_all_nodes_shows_one_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving() as caller:
+        world = caller.world
+
+        def later(*taken: Any) -> list[NodeSummary]:  # noqa: ANN401 - passed on as it is
+            """A pod comes after the request, before its thread has begun."""
+            world.cluster.put_pod(as_pod(pod_json("a", cpu="3", node="n1")))
+            world.cluster.put_pod(as_pod(pod_json("b", 1000, node="n1")))
+            assert world.state.snapshot(world.now).forecast[0, 0] == 5.0
+            return describe_nodes(*taken)
+
+        monkeypatch.setattr(handlers, "describe_nodes", later)
+        async with caller.session.get(f"{caller.url}/v1/nodes") as response:
+            found = msgspec.json.decode(await response.read(), type=list[NodeSummary])
+    n1 = found[0]
+    assert (n1.node, n1.promised_millicpu) == ("n1", 0)
+    assert (n1.horizons[0].forecast_cores, n1.horizons[0].reclaimable_millicpu) == (2.0, 6000)
 
 
 def test_the_terms_of_the_design() -> None:

@@ -155,6 +155,13 @@ def test_overlapping_locks_add_up_and_never_below_nothing(world: World) -> None:
     assert world.state.withheld(world.now)[0].tolist() == [6000] * 5
 
 
+def test_a_share_follows_its_node(world: World) -> None:
+    world.state.lock([lock(share=0.25, cores=0)], {})
+    assert free(world) == [4000] * 5  # 6000 - 0.25 x 8000
+    world.cluster.put_node(as_node(node_json("n1", "16")))
+    assert free(world) == [10_000] * 5  # 16,000 - 2000 - 0.25 x 16,000
+
+
 def test_named_nodes_only(world: World) -> None:
     world.state.lock([lock(nodes=frozenset({"n2", "n9"}))], {})
     assert (free(world, "n1")[0], free(world, "n2")[0]) == (6000, 5000)
