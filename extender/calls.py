@@ -34,7 +34,8 @@ from extender.wire import (
     offered,
 )
 from models.arrays import Floats, Ints
-from models.kube.types import Pod
+from models.kube.preferences import has_preferences, is_spread
+from models.kube.types import OfferedPod
 from models.policy import HORIZONS
 
 log = structlog.get_logger()
@@ -73,7 +74,7 @@ class Latest:
     """
 
     time: float
-    sent: Pod
+    sent: OfferedPod
     pod: PodFacts
     names: list[str]
     rows: tuple[int, ...]
@@ -195,7 +196,7 @@ class Calls:
             if reason is not Reason.FITS
         }
 
-    def _decided(self, sent: Pod, names: list[str]) -> Latest | None:
+    def _decided(self, sent: OfferedPod, names: list[str]) -> Latest | None:
         """The newest decision where it left this pod these nodes, no longer ago than a hold lasts.
 
         None where what it held for the pod is held no longer.
@@ -217,30 +218,46 @@ class Calls:
             encode_filter(offer, range(len(offer.names)), {}, {}), pod.uid if pod.offline else ""
         )
 
-    def _decide(self, sent: Pod, pod: PodFacts, offer: Offer) -> Answer:
+    def _decide(self, sent: OfferedPod, pod: PodFacts, offer: Offer) -> Answer:
         now, policy = self._clock(), self._state.policy
         snapshot = self._state.snapshot(now, pod.uid, keep=self._recorder is not None)
         rows = snapshot.rows(offer.names)
         limit = self._settings.candidates if pod.candidates is None else pod.candidates
         habit = self._state.habit(pod, offer.names, snapshot)
-        verdicts = decide(snapshot, rows, pod.ask, policy, limit, habit)
+        passed_over = self._passed_over(sent, pod)
+        verdicts = decide(snapshot, rows, pod.ask, policy, limit, habit, passed_over)
         passed = _once(verdicts.passed.tolist(), offer.names)
         failed, unresolvable = self._refusals(pod, offer.names, verdicts)
         if not self._is_repeat(pod, held := tuple(rows[passed].tolist())):
             rejected = _tally(failed, unresolvable)
             self._record(pod, offer.names, passed, verdicts, snapshot, rejected)
             if self._recorder is not None:
+                ask = pod.ask
                 self._recorder.put(
-                    Recorded(now, pod.uid, snapshot, rows, pod.ask, policy, limit, habit)
+                    Recorded(now, pod.uid, snapshot, rows, ask, policy, limit, habit, passed_over)
                 )
         if pod.offline:
             self._hold(pod, held, now)
+        elif passed_over is not None and len(passed) == 1:
+            self._state.send(pod, held[0], now + self._settings.hold_seconds)
         if passed:
             names, score = [offer.names[at] for at in passed], verdicts.score[passed]
             self._latest = Latest(now, sent, pod, names, held, score, self._state.basis(now))
         return Answer(
             encode_filter(offer, passed, failed, unresolvable), pod.uid if pod.offline else ""
         )
+
+    def _passed_over(self, sent: OfferedPod, pod: PodFacts) -> Ints | None:
+        """Nodes that are not chosen alone for a pod; None where kube-scheduler is to choose.
+
+        What kube-scheduler would rather avoid is left to it. So are nodes that another online pod
+        is on its way to: what it will use there is not in the forecast yet.
+        """
+        if not self._settings.choose_alone or pod.candidates is not None:
+            return None
+        if is_spread(pod.workload, pod.offline) or (sent.spec and has_preferences(sent.spec)):
+            return None
+        return self._state.passed_over(pod)
 
     def _hold(self, pod: PodFacts, rows: tuple[int, ...], now: float) -> None:
         """Charge the pod on every node that was offered, until it is bound or time runs out."""

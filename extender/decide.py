@@ -77,11 +77,14 @@ def decide(
     policy: Policy,
     candidates: int,
     habit: Habit = NOTHING_KNOWN,
+    passed_over: Ints | None = None,
 ) -> Verdicts:
     """Which of the offered nodes may take the pod, narrowed to the best ``candidates``.
 
     An online pod is never rejected, only ranked: its CPU is kube-scheduler's own business. Hot
-    nodes are ranked out as long as a known node that is not hot remains.
+    nodes are ranked out as long as a known node that is not hot remains. Where there is more to
+    narrow and kube-scheduler has nothing to choose by, the best node is left alone, so that
+    kube-scheduler need not rank any.
 
     Args:
         snapshot: what is known.
@@ -90,6 +93,7 @@ def decide(
         policy: thresholds and weights.
         candidates: how many nodes to return at most; 0 for all.
         habit: what is known of its workload.
+        passed_over: rows that are not chosen alone; None where kube-scheduler is to choose.
     """
     missing = _missing(rows)
     available = _available(snapshot, rows, ask, missing)
@@ -101,7 +105,7 @@ def decide(
         reason = _online_reasons(snapshot, rows, policy, peak, missing)
         score = _online_scores(snapshot, rows, policy, alone, peak)
     _finish(score, rows, policy, habit, missing)
-    return Verdicts(_narrow(reason, score, candidates), score, available)
+    return Verdicts(_narrow(reason, score, candidates, rows, passed_over), score, available)
 
 
 def scores(
@@ -296,13 +300,26 @@ def _offline_reasons(
     return reason
 
 
-def _narrow(reason: Ints, score: Floats, candidates: int) -> Ints:
-    """Mark all but the best ``candidates`` of the fitting nodes as ranked out."""
+def _narrow(
+    reason: Ints, score: Floats, candidates: int, rows: Ints, passed_over: Ints | None
+) -> Ints:
+    """Mark all but the best of the fitting nodes as ranked out, where they are too many."""
     fits = (reason == _FITS).nonzero()[0]
     if candidates <= 0 or len(fits) <= candidates:
         return reason
-    best = score[fits].argpartition(len(fits) - candidates)[-candidates:]
+    best = _best(fits, score, rows, passed_over)
+    if best is None:
+        best = fits[score[fits].argpartition(len(fits) - candidates)[-candidates:]]
     narrowed = reason.copy()
     narrowed[fits] = _RANKED_OUT
-    narrowed[fits[best]] = _FITS
+    narrowed[best] = _FITS
     return narrowed
+
+
+def _best(fits: Ints, score: Floats, rows: Ints, passed_over: Ints | None) -> np.int64 | None:
+    """The one position to leave, or None where several are."""
+    if passed_over is None:
+        return None
+    if len(passed_over):
+        fits = fits[~np.isin(rows[fits], passed_over)]
+    return fits[score[fits].argmax()] if len(fits) else None

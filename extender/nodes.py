@@ -54,12 +54,14 @@ class NodeFacts:
     """What the extender keeps of a node's object.
 
     allocatable: cores. advertised: millicores of the reclaimed resource in the node's status, None
-    where there is none. version: its resourceVersion, 0 where there is none.
+    where there is none. shunned: whether it has a taint PreferNoSchedule. version: its
+    resourceVersion, 0 where there is none.
     """
 
     name: str
     allocatable: float
     advertised: int | None
+    shunned: bool
     version: int
 
 
@@ -105,7 +107,9 @@ def node_facts(node: Node, resource: str) -> NodeFacts:
         advertised = whole(amounts.pop()) if len(amounts) == 1 else None
     except QuantityError:
         advertised = None
-    return NodeFacts(metadata.name or "", cpu, advertised, version_of(metadata))
+    taints = (node.spec and node.spec.taints) or ()
+    shunned = any(taint.effect == "PreferNoSchedule" for taint in taints)
+    return NodeFacts(metadata.name or "", cpu, advertised, shunned, version_of(metadata))
 
 
 class NodeTable:
@@ -120,6 +124,7 @@ class NodeTable:
         self._vacant: list[int] = []
         self._parked: dict[str, int] = {}
         self._unadvertised: dict[str, int] = {}
+        self._shunned: set[int] = set()
         self._changed: set[int] = set()
         self._pods_changed: set[int] = set()  # rows of which nothing changed but their pods
         self._view = _empty(0, 0)
@@ -136,6 +141,11 @@ class NodeTable:
     def last_row(self, name: str) -> int | None:
         """The row of a node, also of one that is gone and whose row is parked, or None."""
         return self._index.get(name, self._parked.get(name))
+
+    @property
+    def shunned(self) -> Collection[int]:
+        """Rows of nodes with a taint PreferNoSchedule: where pods should rather not run."""
+        return self._shunned
 
     def names(self) -> tuple[str, ...]:
         """The nodes' names."""
@@ -156,6 +166,10 @@ class NodeTable:
         """Add or change a node; returns its row where it is new."""
         known_row = self._index.get(node.name)
         row = self._take_row(node.name) if known_row is None else known_row
+        if node.shunned:
+            self._shunned.add(row)
+        else:
+            self._shunned.discard(row)
         ceiling = int(node.allocatable * 1000 * self._share + 1e-6)
         if known_row is None or self._rows["allocatable"][row] != node.allocatable:
             self._rows["allocatable"][row] = node.allocatable
@@ -174,6 +188,7 @@ class NodeTable:
             return
         self._own_index()
         row = self._index.pop(name)
+        self._shunned.discard(row)
         self._rows[row] = np.zeros((), _ROW)
         if park:
             self._parked[name] = row

@@ -99,7 +99,7 @@ class Decided(msgspec.Struct, frozen=True, kw_only=True, tag="decision"):
 
     scalars, arrays: the snapshot's fields, where they differ from those of the decision before.
     named, dropped: the same for its index. rows: offered rows as differences (int32).
-    profile, home: of the pod's `Habit`.
+    profile, home: of the pod's `Habit`. passed_over: rows that were not to be chosen alone (int32).
     """
 
     time: float
@@ -114,6 +114,7 @@ class Decided(msgspec.Struct, frozen=True, kw_only=True, tag="decision"):
     arrays: dict[str, Patch]
     named: dict[str, int]
     dropped: tuple[str, ...]
+    passed_over: bytes | None = None
 
 
 Entry = Header | Refreshed | Decided
@@ -134,10 +135,19 @@ class Recorded:
     policy: Policy
     candidates: int
     habit: Habit
+    passed_over: Ints | None
 
     def again(self) -> Verdicts:
         """The verdicts of production's own function."""
-        return decide(self.snapshot, self.rows, self.ask, self.policy, self.candidates, self.habit)
+        return decide(
+            self.snapshot,
+            self.rows,
+            self.ask,
+            self.policy,
+            self.candidates,
+            self.habit,
+            self.passed_over,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +212,7 @@ class Encoder:
             self._last[name] = value
         named, dropped = self._renamed(recorded.snapshot.index)
         policy = None if recorded.policy == self._policy else recorded.policy
-        profile = recorded.habit.profile
+        profile, over = recorded.habit.profile, recorded.passed_over
         self._policy = recorded.policy
         return Decided(
             time=recorded.time,
@@ -217,6 +227,7 @@ class Encoder:
             arrays=arrays,
             named=named,
             dropped=dropped,
+            passed_over=None if over is None else over.astype(np.int32).tobytes(),
         )
 
     def _renamed(self, index: Mapping[str, int]) -> tuple[dict[str, int], tuple[str, ...]]:
@@ -299,6 +310,9 @@ class Decoder:
             habit=Habit(
                 None if entry.profile is None else _unpatch(None, entry.profile), entry.home
             ),
+            passed_over=None
+            if entry.passed_over is None
+            else np.frombuffer(entry.passed_over, np.int32).astype(np.int64),
         )
 
 

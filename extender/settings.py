@@ -123,6 +123,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """How many nodes filter returns at most, the best ones; 0 for all that fit. 32 makes a cycle
     of kube-scheduler cheaper than without an extender and leaves its own scores a choice."""
 
+    choose_alone: bool = True
+    """Where more than ``candidates`` nodes fit a pod about whose node kube-scheduler has no
+    preference, return only the best: kube-scheduler then need not rank any, and an offline pod's
+    ask is held on one node. docs/deploy.md says which pods these are."""
+
     hold_seconds: Annotated[float, Meta(gt=0, le=600)] = 15.0
     """Seconds for which a pod's ask stays charged on the offered nodes until bind names one.
     Binding follows within milliseconds; higher blocks CPU longer for pods that are never bound."""

@@ -100,6 +100,7 @@ class State:
         self._pods: dict[str, PodFacts] = {}
         self._pods_on: dict[str, dict[str, PodFacts]] = {}
         self._gone: OrderedDict[str, None] = OrderedDict()
+        self._sent: dict[str, tuple[int, float]] = {}
         self._habits = NO_HABITS
         self._homes = Homes()
         self._overdue: Sequence[str] = ()
@@ -222,6 +223,7 @@ class State:
     def expire(self, now: float) -> list[Entry]:
         """Drop the holds whose time has run out, and return them."""
         late = self.ledger.expire(now)
+        self._sent = {uid: sent for uid, sent in self._sent.items() if now < sent[1]}
         self._nodes.unpark(self.ledger.has_open)
         return late
 
@@ -307,6 +309,23 @@ class State:
         view = self._view(now)
         return Basis(view.id + self._locks.of(view, now).changes, self.policy, self.runs.added)
 
+    def passed_over(self, pod: PodFacts) -> Ints:
+        """Rows of nodes that are not to be chosen alone for a pod.
+
+        Those that pods should rather avoid, and for an online pod those that others are sent to.
+        """
+        rows = set(self._nodes.shunned)
+        if not pod.offline:
+            rows.update(row for uid, (row, _) in self._sent.items() if uid != pod.uid)
+        return np.fromiter(rows, np.int64, len(rows))
+
+    def send(self, pod: PodFacts, row: int, until: float) -> None:
+        """An online pod was left one node: it is expected there until it is seen to be bound.
+
+        An offline pod's ask is in the ledger.
+        """
+        self._sent[pod.uid] = row, until
+
     def habit(self, pod: PodFacts, names: Sequence[str], snapshot: Snapshot) -> Habit:
         """What is known of a pod's workload; of the offered nodes it is given one that was left."""
         profile = None if pod.offline else self._habits.of(pod.workload)
@@ -378,6 +397,7 @@ class State:
             old = None
         self._pods[new.uid] = new
         if new.node:
+            self._sent.pop(new.uid, None)
             if old is None or not old.node:
                 self._locks.moved(new, 1)
                 self._homes.settle(new.workload, new.uid, new.node)
@@ -426,6 +446,7 @@ class State:
         What it added to its node's forecast stays until the next refresh.
         """
         self.ledger.release(uid)
+        self._sent.pop(uid, None)
         pod = self._pods.pop(uid, None)
         if pod is None or not pod.node:
             return

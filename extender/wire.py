@@ -29,7 +29,7 @@ class NodeList(msgspec.Struct, frozen=True):
 class ExtenderArgs(msgspec.Struct, frozen=True, gc=False):
     """The body of filter and prioritize."""
 
-    pod: kube_types.Pod = msgspec.field(name="Pod")
+    pod: kube_types.OfferedPod = msgspec.field(name="Pod")
     nodes: NodeList | None = msgspec.field(name="Nodes", default=None)
     node_names: list[str] | None = msgspec.field(name="NodeNames", default=None)
 

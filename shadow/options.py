@@ -58,6 +58,10 @@ class ReplayOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     candidates: Annotated[int, Meta(ge=0)] = 32
     """To how many nodes filter narrows (the server's default); 0 for all."""
 
+    choose_alone: bool = True
+    """Whether filter leaves the best node alone, as the server does by default, for offline pods
+    without preferences. Of online pods a trace seldom says who owns them."""
+
     extender_weight: Annotated[int, Meta(ge=1)] = 2
     """Weight of the extender's scores in kube-scheduler's configuration, of each of its two entries
     (2, as shipped); both rank an offline pod."""

@@ -19,6 +19,7 @@ from models.rolling import RollingForecast
 from models.trace import Trace
 from shadow.cluster import ORDINARY, Cluster
 from shadow.events import ARRIVAL, END, JOIN, LEAVE, NEVER, Change, Timeline, Waiting
+from shadow.indifference import indifferent, shunned
 from shadow.kube_scheduler import (
     CPU,
     MAX_NODE_SCORE,
@@ -139,6 +140,8 @@ class _Replay:
         self._no_room: list[tuple[Request, int, int]] = []
         constraints = scenario.constraints
         self._placing = None if constraints is None else Placing(constraints)
+        self._indifferent = indifferent(scenario, options)
+        self._shunned = shunned(constraints)
         self._requests = _requests(scenario, options)
         pods = scenario.pods
         # Plain lists and numbers: the loop reads them once for each decision.
@@ -230,7 +233,10 @@ class _Replay:
         snapshot = self._cluster.snapshot(time, self._version, offline=offline)
         known = self._known(pod)
         habit = NOTHING_KNOWN if known is None else Habit(known)
-        return decide(snapshot, rows, ask, self._policy, self._options.candidates, habit)
+        passed_over = self._shunned if self._indifferent[pod] else None
+        return decide(
+            snapshot, rows, ask, self._policy, self._options.candidates, habit, passed_over
+        )
 
     def _known(self, pod: int) -> Floats32 | None:
         """The profile of an online pod's workload, as its siblings showed it by the last refresh.

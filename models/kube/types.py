@@ -76,6 +76,54 @@ class Pod(_Object, frozen=True):
     status: PodStatus | None = None
 
 
+class Something(_Object, frozen=True):
+    """An object of which nothing is read but that it is there."""
+
+
+class Preferences(_Object, frozen=True):
+    """Of one kind of affinity: the terms that a pod would like its node to meet."""
+
+    preferred: list[Something] | None = msgspec.field(
+        name="preferredDuringSchedulingIgnoredDuringExecution", default=None
+    )
+
+
+class Affinity(_Object, frozen=True):
+    """To nodes, and to other pods."""
+
+    node_affinity: Preferences | None = None
+    pod_affinity: Preferences | None = None
+    pod_anti_affinity: Preferences | None = None
+
+
+class SpreadConstraint(_Object, frozen=True):
+    """How a pod is spread beside its siblings; a preference where it is "ScheduleAnyway"."""
+
+    when_unsatisfiable: str | None = None
+
+
+class Volume(_Object, frozen=True):
+    """A volume; these two sources of it have a say in where its pod can run."""
+
+    persistent_volume_claim: Something | None = None
+    ephemeral: Something | None = None
+
+
+class OfferedPodSpec(PodSpec, frozen=True):
+    """What a pod asks for, and what has a say in where it runs."""
+
+    affinity: Affinity | None = None
+    topology_spread_constraints: list[SpreadConstraint] | None = None
+    volumes: list[Volume] | None = None
+    resource_claims: list[Something] | None = None
+
+
+class OfferedPod(Pod, frozen=True):
+    """A pod in a filter call, read more closely than those that are watched."""
+
+    spec: OfferedPodSpec | None = None
+
+
 class Terminated(_Object, frozen=True):
     """How a container ended; the time is RFC 3339."""
 
@@ -121,6 +169,18 @@ class ConfigMap(_Object, frozen=True):
     data: dict[str, str] | None = None
 
 
+class Taint(_Object, frozen=True):
+    """What keeps pods away from a node: NoSchedule, NoExecute or, if possible, PreferNoSchedule."""
+
+    effect: str | None = None
+
+
+class NodeSpec(_Object, frozen=True):
+    """What somebody wants of a node."""
+
+    taints: list[Taint] | None = None
+
+
 class NodeStatus(_Object, frozen=True):
     """What a node offers."""
 
@@ -132,6 +192,7 @@ class Node(_Object, frozen=True):
     """A node, in lists and in watch events."""
 
     metadata: Metadata | None = None
+    spec: NodeSpec | None = None
     status: NodeStatus | None = None
 
 

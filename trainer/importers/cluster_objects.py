@@ -27,7 +27,6 @@ from models.kube.request import (
 from models.kube.types import (
     FinishedMetadata,
     FinishedStatus,
-    Node,
     NodeStatus,
     Page,
     Pod,
@@ -79,11 +78,12 @@ class _NodeSpec(msgspec.Struct, frozen=True, rename="camel"):
     unschedulable: bool | None = None
 
 
-class LiveNode(Node, frozen=True):
+class LiveNode(msgspec.Struct, frozen=True):
     """A node, with what keeps pods away from it."""
 
     metadata: _Metadata | None = None
     spec: _NodeSpec | None = None
+    status: NodeStatus | None = None
 
 
 @dataclass(frozen=True, slots=True)
