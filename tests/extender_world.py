@@ -30,6 +30,7 @@ class Choices(TypedDict, total=False):
 
     port: int
     candidates: int
+    choose_alone: bool
     hold_seconds: float
     bind_seconds: float
     request_seconds: float

@@ -12,7 +12,7 @@ NAMES = tuple(f"n{number}" for number in range(6))
 
 def world() -> World:
     """Six nodes of 8 cores with forecasts of 1 to 6 cores, of which filter leaves three."""
-    found = World(nodes=NAMES, candidates=3, hold_seconds=30.0)
+    found = World(nodes=NAMES, candidates=3, choose_alone=False, hold_seconds=30.0)
     found.sync()
     found.forecast({name: float(number + 1) for number, name in enumerate(NAMES)})
     return found
