@@ -2,7 +2,7 @@
 
     python -m bench.candidates [--trace DIR] [--nodes N] [--hours H] [--seeds S]
 
-Replays a cluster (generated, or a trace folder) with 8, 32, 128 and all candidates; then, on a
+Replays a cluster (generated, or a trace folder) with 1, 8, 32, 128 and all candidates; then, on a
 generated cluster of which half the workloads peak by night, with ``peak_hour_weight`` at its
 default, alone, and at 0 (the ranking by daily peak only). Online pods that run at the start stay
 where they are; those that arrive later are decided. Printed for each: the nodes' peaks over the
@@ -29,7 +29,7 @@ from shadow.options import ReplayOptions
 from shadow.replay import replay
 from shadow.result import ReplayResult
 
-CANDIDATES = (8, 32, 128, 0)
+CANDIDATES = (1, 8, 32, 128, 0)
 REFRESH = 1800
 OFFLINE_LOAD = 0.5
 """Lower than a replay's default: jobs that wait in thousands are tried again whenever one ends,
@@ -91,6 +91,7 @@ def options(seed: int, start: int | None, hours: float, candidates: int) -> Repl
         start=start,
         hours=hours,
         candidates=candidates,
+        choose_alone=False,
         refresh=REFRESH,
         offline_load=OFFLINE_LOAD,
     )

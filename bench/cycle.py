@@ -3,13 +3,14 @@
 Starts etcd, kube-apiserver and kube-scheduler (`make controlplane` builds them), posts nodes, and
 schedules the same number of offline or online pods with: no extender, the shipped configuration
 with `archimedes extender` behind it, an echo (all names pass, equal scores) in aiohttp and one in
-Go's net/http, and one in aiohttp that passes the first 32 names: the least that anything in aiohttp
-that narrows could cost. In turns, in one run; kube-scheduler's own metrics say what a cycle took.
-Prints medians in milliseconds and as a multiple of no extender (budget: 1.0).
+Go's net/http, and two in aiohttp that pass the first 32 names, or one: the least that anything in
+aiohttp that narrows could cost. In turns, in one run, with the extender stopped in the turns of
+others; kube-scheduler's own metrics say what a cycle took. Prints medians in milliseconds and as a
+multiple of no extender (budget: 1.0).
 
-Nodes and pods are bare unless `--lifelike` is given. Then nodes lie in zones, hold images and run
-pods, and the pods that are scheduled belong to Services, so that kube-scheduler spreads them as it
-does in most clusters.
+Nodes and pods are bare unless `--lifelike` is given: pods of which kube-scheduler prefers no node,
+as a Job's. Then nodes lie in zones, hold images and run pods, and the pods that are scheduled are
+of ReplicaSets and belong to Services, so that kube-scheduler spreads them.
 
     python -m bench.cycle --nodes 5000 --pods 400 --rounds 5 [--lifelike]      the full size
     flock /tmp/controlplane.lock python -m bench.cycle            where others use the cores too
@@ -55,10 +56,22 @@ _RESIDENTS = "residents"
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """kube-scheduler's `extenders` for it; the name is the table's."""
+    """kube-scheduler's `extenders` for it; the name is the table's.
+
+    follows: the process behind it, where it is busy with what happens even when it is not called.
+    """
 
     name: str
     extenders: list[Json]
+    follows: world.Service | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How many pods there are in a turn, and whether they are as in most clusters."""
+
+    pods: int
+    lifelike: bool
 
 
 def main() -> None:
@@ -83,12 +96,13 @@ def main() -> None:
                 create_residents(plane, options.nodes)
             with contenders(plane, folder, options.nodes) as found:
                 chosen = [*found, *variants(found)] if options.variants else found
-                turn(plane, found[0], "online", options.pods)  # fills caches; not counted
-                report(measure(plane, chosen, options.pods, options.rounds))
+                shape = Shape(options.pods, options.lifelike)
+                turn(plane, found[0], "online", shape)  # fills caches; not counted
+                report(measure(plane, chosen, shape, options.rounds))
 
 
 def measure(
-    plane: ControlPlane, found: list[Contender], pods: int, rounds: int
+    plane: ControlPlane, found: list[Contender], shape: Shape, rounds: int
 ) -> dict[tuple[str, str], list[float]]:
     """Milliseconds of a cycle by tier and contender, one figure a round."""
     took: dict[tuple[str, str], list[float]] = {}
@@ -96,9 +110,28 @@ def measure(
         for tier in TIERS:
             # Every other round backwards, so that whoever comes later has no advantage.
             for contender in found if number % 2 == 0 else found[::-1]:
-                seconds = turn(plane, contender, tier, pods)
+                with alone(contender, found):
+                    seconds = turn(plane, contender, tier, shape)
                 took.setdefault((tier, contender.name), []).append(seconds * 1000)
     return took
+
+
+@contextlib.contextmanager
+def alone(contender: Contender, found: list[Contender]) -> Iterator[None]:
+    """Only this contender's process takes part, and has heard what happened while it did not."""
+    with contextlib.ExitStack() as stack:
+        for other in {each.follows for each in found if each.follows} - {contender.follows}:
+            stack.enter_context(other.process.paused())
+        if (own := contender.follows) is not None:
+            wait_until(
+                lambda: (
+                    own.metric("archimedes_blocked_nodes") == 0
+                    and own.metric("archimedes_watch_silence_seconds") < 1
+                ),
+                _PLACED_SECONDS,
+                f"{contender.name} has caught up",
+            )
+        yield
 
 
 def report(took: dict[tuple[str, str], list[float]]) -> None:
@@ -111,10 +144,10 @@ def report(took: dict[tuple[str, str], list[float]]) -> None:
         print(f"{tier:<8} {name:<20} {median(figures):>10.2f} {ratio:>7.2f}  {'':<12}  {each}")
 
 
-def turn(plane: ControlPlane, contender: Contender, tier: str, pods: int) -> float:
+def turn(plane: ControlPlane, contender: Contender, tier: str, shape: Shape) -> float:
     """Seconds of a cycle when so many pods wait for a scheduler that has just started."""
-    names = [f"{tier}-{number:04d}" for number in range(pods)]
-    create(plane, "pods", [pod(name, tier, number) for number, name in enumerate(names)])
+    pods = shape.pods
+    create(plane, "pods", [pod(number, tier, shape.lifelike) for number in range(pods)])
     plane.start_scheduler({"extenders": contender.extenders})
     path = f"/api/v1/namespaces/{NAMESPACE}/pods"
 
@@ -130,17 +163,22 @@ def turn(plane: ControlPlane, contender: Contender, tier: str, pods: int) -> flo
     return seconds / cycles
 
 
-def pod(name: str, tier: str, number: int) -> Json:
+def pod(number: int, tier: str, lifelike: bool) -> Json:
     """A pod unlike the others, of a workload of its own.
 
     kube-scheduler may decide pods that are alike in batches (`OpportunisticBatching`), but not
     where any extender is configured: that would be measured instead of the extender.
     """
+    name = f"{tier}-{number:04d}"
     asks: Json = {"extended": {RESOURCE: 500 + number}}
     if tier == "online":
         asks = {"cpu": 0.5 + number / 1000}
     labels = {"app": name, "service": f"service-{number % _SERVICES}"}
-    return objects.pod(name, NAMESPACE, memory=0.1, labels=labels, **asks)
+    found = objects.pod(name, NAMESPACE, memory=0.1, labels=labels, **asks)
+    if lifelike:
+        owner = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "controller": True}
+        found["metadata"]["ownerReferences"] = [{**owner, "name": name, "uid": name}]
+    return found
 
 
 def algorithm(metrics: str) -> tuple[float, float]:
@@ -220,28 +258,31 @@ def contenders(plane: ControlPlane, folder: Path, nodes: int) -> Iterator[list[C
         command = ["archimedes", "extender", "--config", "SETTINGS"]
         extender = stack.enter_context(world.extender(folder, command, settings))
         world.wait_for_forecasts(extender, nodes)
-        python, first, go = free_port(), free_port(), free_port()
+        python, first, one, go = (free_port() for _ in range(4))
         echo = [sys.executable, "-m", "bench.rig.echo"]
         stack.enter_context(answering("echo-aiohttp", [*echo, str(python)], python, folder))
         stack.enter_context(answering("first-32", [*echo, str(first), "32"], first, folder))
+        stack.enter_context(answering("first-1", [*echo, str(one), "1"], one, folder))
         stack.enter_context(answering("echo-go", [str(build_echo(folder)), str(go)], go, folder))
         yield [
             Contender("none", []),
-            Contender("archimedes", shipped(extender.url)),
+            Contender("archimedes", shipped(extender.url), extender),
             Contender("echo in aiohttp", shipped(f"http://127.0.0.1:{python}")[1:]),
             Contender("echo in Go net/http", shipped(f"http://127.0.0.1:{go}")[1:]),
             Contender("first 32 in aiohttp", shipped(f"http://127.0.0.1:{first}")[1:]),
+            Contender("first in aiohttp", shipped(f"http://127.0.0.1:{one}")[1:]),
         ]
 
 
 def variants(found: list[Contender]) -> list[Contender]:
     """The shipped configuration with calls left out, to see what each of them costs."""
-    first, second = next(each.extenders for each in found if each.name == "archimedes")
+    shipped_one = next(each for each in found if each.name == "archimedes")
+    (first, second), process = shipped_one.extenders, shipped_one.follows
     return [
-        Contender("ranked once", [filter_only(first), second]),
-        Contender("filter only", [filter_only(first), filter_only(second)]),
-        Contender("first entry only", [first]),
-        Contender("second entry only", [second]),
+        Contender("ranked once", [filter_only(first), second], process),
+        Contender("filter only", [filter_only(first), filter_only(second)], process),
+        Contender("first entry only", [first], process),
+        Contender("second entry only", [second], process),
     ]
 
 

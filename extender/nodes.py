@@ -208,9 +208,11 @@ class NodeTable:
         ``profile``: the latter by hour of day, [24] cores.
         """
         self._rows["requested"][row] += millicpu
-        self._rows["added"][row] += added
-        self._rows["raised"][row] += profile
-        self._pods_changed.add(row)
+        if added:
+            self._rows["added"][row] += added
+            self._rows["raised"][row] += profile
+        if added or not self._rows["known"][row]:  # with a forecast, requests count for nothing
+            self._pods_changed.add(row)
 
     def serve(
         self, names: Sequence[str], forecast: Forecast, newest: Floats, usage: Floats, shape: Floats
