@@ -77,7 +77,7 @@ def _managed_fields(count: int) -> list[object]:
     return [entry] * count
 
 
-def _pod_template(requests: dict[str, str]) -> bytes:
+def _pod_template(requests: dict[str, str], kind: str, name: str) -> bytes:
     env = [{"name": f"VARIABLE_{at}", "value": f"some value {at}"} for at in range(12)]
     container = {
         "name": "main",
@@ -86,7 +86,7 @@ def _pod_template(requests: dict[str, str]) -> bytes:
         "resources": {"requests": {**requests, "memory": "1Gi"}, "limits": requests},
         "volumeMounts": [{"name": "token", "mountPath": "/var/run/secrets", "readOnly": True}],
     }
-    owner = {"kind": "ReplicaSet", "name": "service-5d4f8c7b9", "controller": True, "uid": "u"}
+    owner = {"kind": kind, "name": name, "controller": True, "uid": "u"}
     metadata = {
         "name": "@name",
         "namespace": NAMESPACE,
@@ -141,6 +141,6 @@ def _template(value: object, fields: dict[str, str]) -> bytes:
     return text.replace('"@node":0,', "%s").encode()
 
 
-_ONLINE = _pod_template({"cpu": f"{round(REQUEST * 1000)}m"})
-_OFFLINE = _pod_template({RESOURCE: "500"})
+_ONLINE = _pod_template({"cpu": f"{round(REQUEST * 1000)}m"}, "ReplicaSet", "service-5d4f8c7b9")
+_OFFLINE = _pod_template({RESOURCE: "500"}, "Job", "batch-28000000")
 _NODE = _node_template()
