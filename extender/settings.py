@@ -120,8 +120,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     name stands in kube-scheduler's managedResources."""
 
     candidates: Annotated[int, Meta(ge=0, le=10_000)] = 32
-    """How many nodes filter returns at most, the best ones; 0 for all that fit. 32 makes a cycle
-    of kube-scheduler cheaper than without an extender and leaves its own scores a choice."""
+    """How many nodes filter returns at most, the best ones; 0 for all that fit. 32 saves
+    kube-scheduler most of its scoring and leaves its own scores a choice."""
 
     choose_alone: bool = True
     """Where more than ``candidates`` nodes fit a pod about whose node kube-scheduler has no
