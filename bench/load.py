@@ -9,7 +9,8 @@ what the server was doing meanwhile, as its journal says.
 Prints p50, p99 and p99.9 of each verb in milliseconds, the p99 as a multiple of the quiet one
 (budget for filter during a refresh: 1.5), and for how long the event loop was late at most (budget:
 5 ms): in all, by work of its own thread, and by garbage collections. Where other programs use the
-cores, only the latter two say something about the server.
+cores, only the latter two say something about the server; and no more than the control allows, the
+same piece of work over and over beside it: what the machine adds to that, it adds to the loop.
 
     python -m bench.load --nodes 5000 --pods 150000 --seconds 60 --rounds 3      the full size
 """
@@ -20,6 +21,7 @@ import argparse
 import asyncio
 import os
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -32,7 +34,10 @@ import uvloop
 
 from bench.rig import world
 from bench.rig.caller import Call, Caller, Connection, within
+from bench.rig.control import UNIT_SECONDS
 from bench.rig.server import Span, read_journal
+from models.arrays import Floats
+from tests.controlplane.process import Process
 
 RATE = 300.0
 STORM = 10_000
@@ -83,9 +88,14 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
         with world.extender(folder, command, settings) as extender:
             world.wait_for_forecasts(extender, options.nodes)
             caller = Caller(extender.port, cluster.port, options.nodes, RATE)
-            timeline = uvloop.run(rounds(options, caller, extender, cluster))
+            control = Process("control", [sys.executable, "-m", "bench.rig.control"], folder)
+            try:
+                timeline = uvloop.run(rounds(options, caller, extender, cluster))
+            finally:
+                control.stop()
             memory = extender.resident()
     report(timeline, read_journal(journal), caller, memory)
+    print_control(np.loadtxt(control.log))
 
 
 async def rounds(
@@ -163,6 +173,16 @@ def print_blocks(spans: dict[str, list[Times]], journal: Sequence[Span]) -> None
             f"{name:<18}{late.max() * 1000:>9.1f}{(late > LIMIT).sum():>9,}"
             f"{own.max() * 1000:>9.1f}{(own > LIMIT).sum():>9,}{collected * 1000:>9.1f}"
         )
+
+
+def print_control(took: Floats) -> None:
+    """What the machine made of the same half millisecond of work, meanwhile."""
+    p50, p99, p999 = np.percentile(took, (50, 99, 99.9)) * 1000
+    print(
+        f"beside it, a piece of work that needs {UNIT_SECONDS * 1000:g} ms took {p50:.2f} ms of CPU"
+        f" (p50), {p99:.2f} (p99), {p999:.2f} (p99.9), {took.max() * 1000:.2f} (longest of"
+        f" {len(took):,}), {(took > LIMIT).sum():,} times above 5"
+    )
 
 
 def phases(timeline: Timeline, journal: Sequence[Span]) -> dict[str, list[Times]]:
