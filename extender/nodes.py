@@ -307,7 +307,10 @@ class NodeTable:
             self._index = NodeIndex(self._index)
 
 
-def _rows(marked: Collection[int]) -> Ints:
+def _rows(marked: Collection[int]) -> _Where:
+    if len(marked) == 1:  # between two calls mostly one pod came: a slice is quicker to work on
+        (row,) = marked
+        return np.s_[row : row + 1]
     return np.fromiter(marked, np.int64, len(marked))
 
 
