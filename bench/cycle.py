@@ -9,8 +9,8 @@ others; kube-scheduler's own metrics say what a cycle took. Prints medians in mi
 multiple of no extender (budget: 1.0).
 
 Nodes and pods are bare unless `--lifelike` is given: pods of which kube-scheduler prefers no node,
-as a Job's. Then nodes lie in zones, hold images and run pods, and the pods that are scheduled are
-of ReplicaSets and belong to Services, so that kube-scheduler spreads them.
+as a Job's. Then nodes lie in zones, hold images and run pods, and online pods are of ReplicaSets
+and belong to Services, so that kube-scheduler spreads them; offline pods are Jobs'.
 
     python -m bench.cycle --nodes 5000 --pods 400 --rounds 5 [--lifelike]      the full size
     flock /tmp/controlplane.lock python -m bench.cycle            where others use the cores too
@@ -175,11 +175,15 @@ def pod(number: int, tier: str, lifelike: bool) -> Json:
     asks: Json = {"extended": {RESOURCE: 500 + number}}
     if tier == "online":
         asks = {"cpu": 0.5 + number / 1000}
-    labels = {"app": name, "service": f"service-{number % _SERVICES}"}
+    labels = {"app": name}
+    if lifelike and tier == "online":
+        labels["service"] = f"service-{number % _SERVICES}"
     found = objects.pod(name, NAMESPACE, memory=0.1, labels=labels, **asks)
     if lifelike:
-        owner = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "controller": True}
-        found["metadata"]["ownerReferences"] = [{**owner, "name": name, "uid": name}]
+        owner = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": name, "uid": name}
+        if tier == "offline":
+            owner |= {"apiVersion": "batch/v1", "kind": "Job"}
+        found["metadata"]["ownerReferences"] = [{**owner, "controller": True}]
     return found
 
 
