@@ -188,7 +188,6 @@ class NodeTable:
             return
         self._own_index()
         row = self._index.pop(name)
-        self._shunned.discard(row)
         self._rows[row] = np.zeros((), _ROW)
         if park:
             self._parked[name] = row

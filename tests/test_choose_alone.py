@@ -140,6 +140,15 @@ def test_a_node_to_be_avoided_is_never_chosen_alone() -> None:
     assert left(of, pod_json("r", 1000)) == ["n0"]
 
 
+def test_a_new_node_does_not_inherit_what_is_said_of_a_gone_one() -> None:
+    of = world()
+    of.cluster.put_node(as_node(tainted("n0", "PreferNoSchedule")))
+    of.cluster.delete_node("n0")
+    of.cluster.put_node(as_node(node_json("new")))  # takes the row
+    of.forecast({"new": 0.5, **{name: float(at + 1) for at, name in enumerate(NAMES)}})
+    assert left(of, pod_json("p", 1000)) == ["new"]
+
+
 def test_online_pods_that_come_together_do_not_all_go_to_one_node() -> None:
     of = world()
     assert [left(of, pod_json(name, cpu="1")) for name in "abcdef"] == [[name] for name in NAMES]

@@ -121,6 +121,23 @@ def test_without_a_model_online_pods_are_ranked_by_requests() -> None:
     assert scores == {"n1": 0, "n2": 10}
 
 
+def test_a_node_without_a_forecast_is_ranked_by_the_pods_that_are_there_now() -> None:
+    world = World()
+    world.sync()
+    for cpu, node in (("3", "n1"), ("1", "n1"), ("2", "n2")):
+        world.cluster.put_pod(as_pod(pod_json(f"of-{cpu}", cpu=cpu, node=node)))
+    assert world.state.snapshot(world.now).forecast[:, -1].tolist() == [4.0, 2.0]
+    world.cluster.delete_pod("default", "of-3")
+    assert world.state.snapshot(world.now).forecast[:, -1].tolist() == [1.0, 2.0]
+
+
+def test_a_pod_that_goes_costs_nothing_where_there_is_a_forecast(world: World) -> None:
+    world.cluster.put_pod(as_pod(pod_json("p", cpu="1", node="n1")))
+    before = world.state.snapshot(world.now)
+    world.cluster.delete_pod("default", "p")
+    assert world.state.snapshot(world.now).id == before.id
+
+
 def test_a_node_that_grows_has_more_to_give(world: World) -> None:
     world.cluster.put_node(as_node(node_json("n1", "16")))
     assert free(world) == 14_000
