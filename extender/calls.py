@@ -224,7 +224,7 @@ class Calls:
         rows = snapshot.rows(offer.names)
         limit = self._settings.candidates if pod.candidates is None else pod.candidates
         habit = self._state.habit(pod, offer.names, snapshot)
-        passed_over = self._passed_over(sent, pod)
+        passed_over = self._passed_over(sent, pod, now)
         verdicts = decide(snapshot, rows, pod.ask, policy, limit, habit, passed_over)
         passed = _once(verdicts.passed.tolist(), offer.names)
         failed, unresolvable = self._refusals(pod, offer.names, verdicts)
@@ -247,7 +247,7 @@ class Calls:
             encode_filter(offer, passed, failed, unresolvable), pod.uid if pod.offline else ""
         )
 
-    def _passed_over(self, sent: OfferedPod, pod: PodFacts) -> Ints | None:
+    def _passed_over(self, sent: OfferedPod, pod: PodFacts, now: float) -> Ints | None:
         """Nodes that are not chosen alone for a pod; None where kube-scheduler is to choose.
 
         What kube-scheduler would rather avoid is left to it. So are nodes that another online pod
@@ -257,7 +257,7 @@ class Calls:
             return None
         if is_spread(pod.workload, pod.offline) or (sent.spec and has_preferences(sent.spec)):
             return None
-        return self._state.passed_over(pod)
+        return self._state.passed_over(pod, now)
 
     def _hold(self, pod: PodFacts, rows: tuple[int, ...], now: float) -> None:
         """Charge the pod on every node that was offered, until it is bound or time runs out."""

@@ -320,6 +320,8 @@ def _best(fits: Ints, score: Floats, rows: Ints, passed_over: Ints | None) -> np
     """The one position to leave, or None where several are."""
     if passed_over is None:
         return None
+    eligible = rows[fits] >= 0  # of an unknown node nothing speaks for it
     if len(passed_over):
-        fits = fits[~np.isin(rows[fits], passed_over)]
+        eligible &= ~np.isin(rows[fits], passed_over)
+    fits = fits[eligible]
     return fits[score[fits].argmax()] if len(fits) else None

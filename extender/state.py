@@ -41,6 +41,9 @@ _PART = 1000
 _REMEMBERED = 4096
 """Pods that are known to be gone, the newest: more than can be deleted while one event is late."""
 
+_UNDER_WAY = 1024
+"""Online pods that were left one node and have not arrived: three seconds' at 300 a second."""
+
 NO_MODEL = "none"
 """The model version where none serves: online pods count with their requests, nothing is given."""
 
@@ -309,11 +312,15 @@ class State:
         view = self._view(now)
         return Basis(view.id + self._locks.of(view, now).changes, self.policy, self.runs.added)
 
-    def passed_over(self, pod: PodFacts) -> Ints:
+    def passed_over(self, pod: PodFacts, now: float) -> Ints | None:
         """Rows of nodes that are not to be chosen alone for a pod.
 
         Those that pods should rather avoid, and for an online pod those that others are sent to.
+        None where too little is known to choose any: not all is listed yet, or the API server is
+        silent, or does not show in time where pods go.
         """
+        if not self.ready or self._lost(now) or len(self._sent) > _UNDER_WAY:
+            return None
         rows = set(self._nodes.shunned)
         if not pod.offline:
             rows.update(row for uid, (row, _) in self._sent.items() if uid != pod.uid)
@@ -342,8 +349,11 @@ class State:
         return self._locks.of(self._view(now), now).taken
 
     def _view(self, now: float, keep: bool = False) -> View:
-        lost = self.silence(now) > self._settings.watch_max_age
-        return self._nodes.view(self.policy, now, lost, keep)
+        return self._nodes.view(self.policy, now, self._lost(now), keep)
+
+    def _lost(self, now: float) -> bool:
+        """Whether the API server has been silent for too long."""
+        return self.silence(now) > self._settings.watch_max_age
 
     # Nodes
 

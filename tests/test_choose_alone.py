@@ -174,6 +174,38 @@ def test_an_online_pod_that_never_arrives_is_waited_for_as_long_as_a_hold() -> N
     assert left(of, pod_json("d", cpu="1")) == ["n0"]
 
 
+def test_kube_scheduler_chooses_while_not_all_is_listed() -> None:
+    of = World(nodes=NAMES, candidates=3)
+    assert len(left(of, pod_json("a", cpu="1"))) == 3  # nothing is known
+    nodes = of.state.node_feed()
+    nodes.retain({nodes.put(node) for node in of.cluster.nodes.values()})
+    of.state.pod_feed().put(as_pod(pod_json("first", cpu="1", node="n0")))
+    assert len(left(of, pod_json("a", cpu="1"))) == 3  # what else runs on them is not
+    of.sync()
+    assert len(left(of, pod_json("a", cpu="1"))) == 1
+
+
+def test_a_node_that_is_not_known_is_never_chosen_alone() -> None:
+    of = world()
+    strangers = [f"stranger-{at}" for at in range(5)]
+    assert of.filter(pod_json("a", cpu="1"), [*strangers, "n5"])["NodeNames"] == ["n5"]
+    assert len(of.filter(pod_json("b", cpu="1"), strangers)["NodeNames"]) == 3
+
+
+def test_kube_scheduler_chooses_while_nobody_hears_where_pods_go() -> None:
+    of = world()
+    of.now += of.settings.watch_max_age + 1
+    assert len(left(of, pod_json("a", cpu="1"))) == 3
+    of = world()
+    for at in range(1100):  # as many have never arrived
+        facts = of.state.facts(as_pod(pod_json(f"lost-{at}", cpu="1")))
+        of.state.send(facts, 5, of.now + 30)
+    assert len(left(of, pod_json("a", cpu="1"))) == 3
+    of.now += 31
+    of.state.expire(of.now)
+    assert left(of, pod_json("a", cpu="1")) == ["n0"]
+
+
 def test_the_best_is_left_and_where_all_are_passed_over_several_are() -> None:
     of, rows = snapshot([1000, 4000, 3000, 4000]), np.array([3, 0, 2, 1])
 
