@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from itertools import islice, product
 from typing import NamedTuple
 
 import numpy as np
@@ -44,6 +44,9 @@ NOT_READY = "the extender has not listed all nodes and pods yet; try again"
 
 _RESOLVABLE = (Reason.NOT_ENOUGH, Reason.UNKNOWN_NODE)
 """Reasons that pods' leaving, or waiting, may lift; preemption cannot make usage data fresh."""
+
+_TIERS = ("offline", "online")
+_OUTCOMES = ("placeable", "refused", "error")
 
 _NO_REFUSAL = int(Reason.RANKED_OUT)
 _NO_VERDICTS = Verdicts(np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int64))
@@ -109,6 +112,10 @@ class Calls:
         self._events = events
         self._recorder = recorder
         self._latest: Latest | None = None
+        self._counts = {
+            (tier, outcome): telemetry.decisions.labels(tier, outcome)
+            for tier, outcome in product(_TIERS, _OUTCOMES)
+        }
 
     def filter(self, body: bytes) -> Answer:
         """Which of the offered nodes may take the pod; holds its ask on each of them.
@@ -242,7 +249,8 @@ class Calls:
             self._state.send(pod, held[0], now + self._settings.hold_seconds)
         if passed:
             names, score = [offer.names[at] for at in passed], verdicts.score[passed]
-            self._latest = Latest(now, sent, pod, names, held, score, self._state.basis(now))
+            basis = Basis(snapshot.id, policy, self._state.runs.added)
+            self._latest = Latest(now, sent, pod, names, held, score, basis)
         return Answer(
             encode_filter(offer, passed, failed, unresolvable), pod.uid if pod.offline else ""
         )
@@ -334,7 +342,7 @@ class Calls:
         )
 
     def _count(self, pod: PodFacts, outcome: str) -> None:
-        self._telemetry.decisions.labels("offline" if pod.offline else "online", outcome).inc()
+        self._counts["offline" if pod.offline else "online", outcome].inc()
 
 
 def _all_differ(rows: Ints, nodes: int) -> bool:

@@ -95,17 +95,29 @@ def decide(
         habit: what is known of its workload.
         passed_over: rows that are not chosen alone; None where kube-scheduler is to choose.
     """
+    if len(snapshot.promised) == 0:
+        reason = np.full(len(rows), _UNKNOWN_NODE if ask.offline else _FITS, np.int64)
+        score, available = np.zeros(len(rows)), np.zeros(len(rows), np.int64)
+        _narrow(reason, score, candidates, rows)
+        return Verdicts(reason, score, available)
     missing = _missing(rows)
     available = _available(snapshot, rows, ask, missing)
+    size, usage = _sizes(snapshot, rows), snapshot.usage.take(rows)
     if ask.offline:
         reason = _offline_reasons(snapshot, rows, ask, available, missing)
-        score = _offline_scores(snapshot, rows, ask, policy, available)
+        score = _offline_scores(snapshot, rows, ask, policy, available, size, usage)
     else:
         alone, peak = _peaks(snapshot, rows, ask, habit)
-        reason = _online_reasons(snapshot, rows, policy, peak, missing)
-        score = _online_scores(snapshot, rows, policy, alone, peak)
+        reason = _online_reasons(policy, peak, size, usage, missing)
+        score = _online_scores(policy, alone, peak, size)
     _finish(score, rows, policy, habit, missing)
-    return Verdicts(_narrow(reason, score, candidates, rows, passed_over), score, available)
+    avoided = None
+    if passed_over is not None:
+        avoided = np.zeros(len(snapshot.promised) + 1, np.bool_)
+        avoided[passed_over] = True
+        avoided[-1] = True  # for row -1: of an unknown node nothing speaks for it
+    _narrow(reason, score, candidates, rows, avoided)
+    return Verdicts(reason, score, available)
 
 
 def scores(
@@ -118,12 +130,16 @@ def scores(
     the pod's request, and by what both use at the hour when they peak together. Either: whether a
     predecessor ran there.
     """
+    if len(snapshot.promised) == 0:
+        return np.zeros(len(rows))
     missing = _missing(rows)
+    size = _sizes(snapshot, rows)
     if ask.offline:
         available = _available(snapshot, rows, ask, missing)
-        score = _offline_scores(snapshot, rows, ask, policy, available)
+        usage = snapshot.usage.take(rows)
+        score = _offline_scores(snapshot, rows, ask, policy, available, size, usage)
     else:
-        score = _online_scores(snapshot, rows, policy, *_peaks(snapshot, rows, ask, habit))
+        score = _online_scores(policy, *_peaks(snapshot, rows, ask, habit), size)
     _finish(score, rows, policy, habit, missing)
     return score
 
@@ -176,8 +192,6 @@ def _missing(rows: Ints) -> Bools | None:
 
 def _available(snapshot: Snapshot, rows: Ints, ask: Ask, missing: Bools | None) -> Ints:
     """Millicores that the pod could be promised on each offered node, [K], never below 0."""
-    if len(snapshot.promised) == 0:
-        return np.zeros(len(rows), np.int64)
     left = snapshot.free[:, ask.horizon].take(rows)
     left -= snapshot.promised.take(rows)
     np.maximum(left, 0, out=left)
@@ -186,32 +200,45 @@ def _available(snapshot: Snapshot, rows: Ints, ask: Ask, missing: Bools | None) 
     return left
 
 
+def _sizes(snapshot: Snapshot, rows: Ints) -> Floats:
+    """Allocatable cores to divide by, [K], above 0."""
+    size = snapshot.allocatable.take(rows)
+    np.maximum(size, 1e-9, out=size)
+    return size
+
+
 def _peaks(snapshot: Snapshot, rows: Ints, ask: Ask, habit: Habit) -> tuple[Floats, Floats]:
     """Cores that each node and the pod use: their daily peaks added, and when they peak together.
 
     Both are [K], and NaN where that is not known.
     """
-    if len(snapshot.promised) == 0:
-        unknown = np.full(len(rows), np.nan)
-        return unknown, unknown
     alone = snapshot.forecast[:, -1].take(rows)
     alone += ask.millicpu / 1000
-    alone[~np.isfinite(alone)] = np.nan
+    _forget_infinite(alone)
     if habit.profile is None:
         return alone, alone
     together = snapshot.profile.take(rows, axis=1)
     together += habit.profile[:, None]
     peak = together.max(axis=0).astype(np.float64)
-    peak[~np.isfinite(peak)] = np.nan
+    _forget_infinite(peak)
     return alone, peak
 
 
+def _forget_infinite(cores: Floats) -> None:
+    finite = np.isfinite(cores)
+    if np.count_nonzero(finite) < len(cores):
+        cores[~finite] = np.nan
+
+
 def _offline_scores(
-    snapshot: Snapshot, rows: Ints, ask: Ask, policy: Policy, available: Ints
+    snapshot: Snapshot,
+    rows: Ints,
+    ask: Ask,
+    policy: Policy,
+    available: Ints,
+    size: Floats,
+    usage: Floats,
 ) -> Floats:
-    if len(snapshot.promised) == 0:
-        return np.zeros(len(rows))
-    size = _sizes(snapshot, rows)
     doubt = snapshot.forecast[:, ask.horizon].take(rows)
     doubt -= snapshot.expected[:, ask.horizon].take(rows)
     doubt *= policy.certainty_weight
@@ -219,30 +246,18 @@ def _offline_scores(
     score -= doubt
     score /= size
     score += policy.certainty_weight
-    size *= policy.hot_share
-    hot = snapshot.usage.take(rows) > size
+    hot = usage > size * policy.hot_share
     if np.count_nonzero(hot):
         score[hot] -= policy.hot_weight
     return score
 
 
-def _online_scores(
-    snapshot: Snapshot, rows: Ints, policy: Policy, alone: Floats, peak: Floats
-) -> Floats:
-    if len(snapshot.promised) == 0:
-        return np.zeros(len(rows))
+def _online_scores(policy: Policy, alone: Floats, peak: Floats, size: Floats) -> Floats:
     taken = alone * policy.balance_weight
     taken += peak * policy.peak_hour_weight
-    taken /= _sizes(snapshot, rows)
+    taken /= size
     score: Floats = policy.balance_weight + policy.peak_hour_weight - taken
     return score
-
-
-def _sizes(snapshot: Snapshot, rows: Ints) -> Floats:
-    """Allocatable cores to divide by, [K], above 0."""
-    size = snapshot.allocatable.take(rows)
-    np.maximum(size, 1e-9, out=size)
-    return size
 
 
 def _finish(score: Floats, rows: Ints, policy: Policy, habit: Habit, missing: Bools | None) -> None:
@@ -257,16 +272,13 @@ def _finish(score: Floats, rows: Ints, policy: Policy, habit: Habit, missing: Bo
 
 
 def _online_reasons(
-    snapshot: Snapshot, rows: Ints, policy: Policy, peak: Floats, missing: Bools | None
+    policy: Policy, peak: Floats, size: Floats, usage: Floats, missing: Bools | None
 ) -> Ints:
     """All fit; hot nodes are ranked out as long as a known node that is not hot remains."""
-    reason = np.full(len(rows), _FITS, np.int64)
-    if len(snapshot.promised) == 0:
-        return reason
-    limit = snapshot.allocatable.take(rows)
-    limit *= policy.hot_share
+    reason = np.full(len(peak), _FITS, np.int64)
+    limit = size * policy.hot_share
     hot: Bools = peak > limit
-    hot |= snapshot.usage.take(rows) > limit
+    hot |= usage > limit
     if missing is not None:
         hot &= ~missing
     if np.count_nonzero(hot):
@@ -281,8 +293,6 @@ def _online_reasons(
 def _offline_reasons(
     snapshot: Snapshot, rows: Ints, ask: Ask, available: Ints, missing: Bools | None
 ) -> Ints:
-    if len(snapshot.promised) == 0:
-        return np.full(len(rows), _UNKNOWN_NODE, np.int64)
     fits: Bools = available >= ask.millicpu
     all_fit = np.count_nonzero(fits) == len(fits)
     reason = np.full(len(rows), _FITS, np.int64)
@@ -301,27 +311,19 @@ def _offline_reasons(
 
 
 def _narrow(
-    reason: Ints, score: Floats, candidates: int, rows: Ints, passed_over: Ints | None
-) -> Ints:
-    """Mark all but the best of the fitting nodes as ranked out, where they are too many."""
+    reason: Ints, score: Floats, candidates: int, rows: Ints, avoided: Bools | None = None
+) -> None:
+    """Mark all but the best of the fitting nodes as ranked out, where they are too many.
+
+    ``avoided``: [N + 1] rows that are not left alone; None where several nodes are to be left.
+    """
     fits = (reason == _FITS).nonzero()[0]
     if candidates <= 0 or len(fits) <= candidates:
-        return reason
-    best = _best(fits, score, rows, passed_over)
-    if best is None:
-        best = fits[score[fits].argpartition(len(fits) - candidates)[-candidates:]]
-    narrowed = reason.copy()
-    narrowed[fits] = _RANKED_OUT
-    narrowed[best] = _FITS
-    return narrowed
-
-
-def _best(fits: Ints, score: Floats, rows: Ints, passed_over: Ints | None) -> np.int64 | None:
-    """The one position to leave, or None where several are."""
-    if passed_over is None:
-        return None
-    eligible = rows[fits] >= 0  # of an unknown node nothing speaks for it
-    if len(passed_over):
-        eligible &= ~np.isin(rows[fits], passed_over)
-    fits = fits[eligible]
-    return fits[score[fits].argmax()] if len(fits) else None
+        return
+    eligible = fits if avoided is None else fits[~avoided.take(rows.take(fits))]
+    if avoided is None or len(eligible) == 0:
+        best = fits[score.take(fits).argpartition(len(fits) - candidates)[-candidates:]]
+    else:
+        best = eligible[score.take(eligible).argmax()]
+    reason[fits] = _RANKED_OUT
+    reason[best] = _FITS

@@ -1,8 +1,9 @@
 """The node arrays behind the state: one row a node, published as read-only views.
 
-Only `extender.state.State` holds a table. Changing a node marks its row; the next view recomputes
-the marked rows. It does so in place, as copying all arrays costs more than a decision does, unless
-somebody keeps the newest view: then what is kept stays as it is, and copies are changed.
+Only `extender.state.State` holds a table. Changing a node marks its row, which the next view
+recomputes; what a pod adds to its node is added at once. Both happen in place, as copying all
+arrays costs more than a decision does, unless somebody keeps the newest view: then what is kept
+stays as it is, and copies are changed.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from typing import Any, TypeAlias
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 from msgspec import structs
 
 from extender.node_index import NodeIndex
@@ -40,6 +40,7 @@ _ROW = np.dtype(
         ("shape", np.float32, (HOURS,)),  # usage by hour of day as a share of the highest hour's
         ("usage", np.float64),  # cores, of the newest window
         ("newest", np.float64),  # seconds since the epoch: end of the newest usage window
+        ("reclaimable", np.int64, (len(HORIZONS),)),  # millicores, by that forecast; 0 if not known
         ("requested", np.int64),  # millicores that the node's pods request
         ("added", np.int64),  # millicores for pods that the forecast does not know
         ("raised", np.float32, (HOURS,)),  # cores by hour of day, for the same pods
@@ -90,8 +91,28 @@ class View(msgspec.Struct, frozen=True, eq=False, gc=False):
     lost: bool = False
 
 
-_WRITTEN = ("allocatable", "forecast", "expected", "profile", "usage", "free", "emptied", "newest")
-"""A view's arrays that changes are written to; the others are replaced."""
+class _Arrays(msgspec.Struct, frozen=True, eq=False, gc=False):
+    """The arrays of a view that changes are written to; the others are replaced."""
+
+    allocatable: Floats
+    forecast: Floats
+    expected: Floats
+    profile: Floats32
+    usage: Floats
+    free: Ints
+    emptied: Ints
+    newest: Floats
+
+    def copy(self) -> _Arrays:
+        """The same in memory of its own."""
+        return _Arrays(*(array.copy(order="K") for array in structs.astuple(self)))
+
+    def closed(self) -> dict[str, Any]:
+        """The same memory by name, closed to writing for whoever gets it."""
+        views: dict[str, Any] = {name: of.view() for name, of in structs.asdict(self).items()}
+        for view in views.values():
+            view.flags.writeable = False
+        return views
 
 
 def node_facts(node: Node, resource: str) -> NodeFacts:
@@ -126,8 +147,15 @@ class NodeTable:
         self._unadvertised: dict[str, int] = {}
         self._shunned: set[int] = set()
         self._changed: set[int] = set()
-        self._pods_changed: set[int] = set()  # rows of which nothing changed but their pods
-        self._view = _empty(0, 0)
+        self._raised = False  # whether pods have added anything since the last view
+        self._arrays = _empty(0)
+        self._view = View(
+            0,
+            self._index,
+            **self._arrays.closed(),
+            blocked=np.zeros(0, np.int64),
+            usage_age=np.zeros(0),
+        )
         self._kept = False
         self._policy: Policy | None = None  # None where all has to be computed anew
 
@@ -201,17 +229,32 @@ class NodeTable:
             if not needed(row):
                 self._vacant.append(self._parked.pop(name))
 
-    def request(self, row: int, millicpu: int, added: int, profile: Floats32) -> None:
+    def request(self, row: int, millicpu: int, added: int, profile: Floats32 | float) -> None:
         """A node's pods request this much more (or less), and are forecast to use ``added`` more.
 
-        ``profile``: the latter by hour of day, [24] cores.
+        ``profile``: the latter by hour of day, [24] cores, or a number where it is always the same.
         """
-        self._rows["requested"][row] += millicpu
+        rows = self._rows
+        rows["requested"][row] += millicpu
         if added:
-            self._rows["added"][row] += added
-            self._rows["raised"][row] += profile
-        if added or not self._rows["known"][row]:  # with a forecast, requests count for nothing
-            self._pods_changed.add(row)
+            rows["added"][row] += added
+            rows["raised"][row] += profile
+        if not rows["known"][row]:
+            self._changed.add(row)
+        elif added and row < len(self._arrays.free):  # a row that no view has had comes whole
+            self._raise(row, added / 1000, profile)
+
+    def _raise(self, row: int, cores: float, profile: Floats32 | float) -> None:
+        """Add to the peaks of a node with a forecast, at every horizon; less can be promised."""
+        self._own_arrays()
+        arrays, data = self._arrays, self._rows[row]
+        arrays.forecast[row] += cores
+        arrays.expected[row] += cores
+        arrays.profile[:, row] += profile
+        free = data["reclaimable"] - data["added"]
+        np.maximum(free, 0, out=free)
+        arrays.free[row] = np.minimum(free, data["ceiling"], out=free)
+        self._raised = True
 
     def serve(
         self, names: Sequence[str], forecast: Forecast, newest: Floats, usage: Floats, shape: Floats
@@ -236,53 +279,63 @@ class NodeTable:
         """The nodes as they are now; it stays so where ``keep``, else until something changes."""
         view = self._view
         if len(view.free) != len(self._rows) or policy is not self._policy:
-            view = self._derive(_empty(len(self._rows), view.id), np.s_[:], policy)
-        elif self._changed or self._pods_changed:
-            if self._kept:
-                view = _copy(view)
-            if self._changed:
-                view = self._derive(view, _rows(self._changed), policy)
-            if self._pods_changed:
-                view = self._derive_forecasts(view, _rows(self._pods_changed), policy)
+            self._arrays = _empty(len(self._rows))
+            self._derive(np.s_[:], policy)
+            view = structs.replace(
+                view, id=view.id + 1, **self._arrays.closed(), **self._unblocked()
+            )
+            self._kept = False
+        elif self._changed:
+            view = self._own_arrays()
+            self._derive(np.fromiter(self._changed, np.int64, len(self._changed)), policy)
+            view = structs.replace(view, id=view.id + 1, **self._unblocked())
+        elif self._raised:
+            view = structs.replace(view, id=view.id + 1)
         self._changed.clear()
-        self._pods_changed.clear()
+        self._raised = False
         if lost != view.lost or not view.since <= now <= view.until:
             view = _block(view, self._rows["known"], policy.max_usage_age, now, lost)
         # The next change may write to whatever arrays nobody has kept.
-        self._kept = keep or (self._kept and view.free is self._view.free)
+        self._kept = keep or self._kept
         self._view, self._policy = view, policy
         return view
 
-    def _derive(self, old: View, rows: _Where, policy: Policy) -> View:
-        """Compute some rows anew; writes to the arrays of ``old``."""
-        data = self._rows[rows]
-        emptied = reclaimable_millicpu(data["allocatable"], np.zeros((len(data), 1)), policy)[:, 0]
-        _put(old.allocatable, rows, data["allocatable"])
-        _put(old.usage, rows, data["usage"])
-        _put(old.emptied, rows, np.minimum(emptied, data["ceiling"]))
-        _put(old.newest, rows, data["newest"])
-        self._published_index = self._index
-        new = structs.replace(old, index=self._index, since=np.inf, until=-np.inf)
-        return self._derive_forecasts(new, rows, policy)
+    def _own_arrays(self) -> View:
+        """Copy the arrays before they change, once after a view that somebody keeps."""
+        if self._kept:
+            self._arrays = self._arrays.copy()
+            self._view = structs.replace(self._view, **self._arrays.closed())
+            self._kept = False
+        return self._view
 
-    def _derive_forecasts(self, old: View, rows: _Where, policy: Policy) -> View:
-        """Compute anew what depends on some rows' pods; writes to the arrays of ``old``."""
-        data = self._rows[rows]
+    def _unblocked(self) -> dict[str, Any]:
+        """What changes in a view when nodes do: their index, and how long ``blocked`` holds."""
+        self._published_index = self._index
+        return {"index": self._index, "since": np.inf, "until": -np.inf}
+
+    def _derive(self, rows: _Where, policy: Policy) -> None:
+        """Compute some rows anew."""
+        data, arrays = self._rows[rows], self._arrays
+        allocatable, known = data["allocatable"], data["known"]
+        emptied = reclaimable_millicpu(allocatable, np.zeros((len(data), 1)), policy)[:, 0]
+        reclaimable = reclaimable_millicpu(allocatable, data["forecast"], policy)
+        reclaimable[~known] = 0
+        self._rows["reclaimable"][rows] = reclaimable
+        arrays.allocatable[rows] = allocatable
+        arrays.usage[rows] = data["usage"]
+        arrays.emptied[rows] = np.minimum(emptied, data["ceiling"])
+        arrays.newest[rows] = data["newest"]
+        # What pods add raises the peak of every horizon alike.
         added = data["added"][:, None] / 1000
         forecast, expected = data["forecast"] + added, data["expected"] + added
         profile = data["forecast"][:, -1:] * data["shape"] + data["raised"]
-        free = reclaimable_millicpu(data["allocatable"], forecast, policy)
-        np.minimum(free, data["ceiling"][:, None], out=free)
-        unknown = ~data["known"]
-        if np.count_nonzero(unknown):
-            requested = data["requested"][unknown, None] / 1000
-            forecast[unknown] = expected[unknown] = profile[unknown] = requested
-            free[unknown] = 0
-        _put(old.forecast, rows, forecast)
-        _put(old.expected, rows, expected)
-        _put(old.profile, (np.s_[:], rows), profile.T)
-        _put(old.free, rows, free)
-        return structs.replace(old, id=old.id + 1)
+        requested = data["requested"][~known, None] / 1000
+        forecast[~known] = expected[~known] = profile[~known] = requested
+        arrays.forecast[rows] = forecast
+        arrays.expected[rows] = expected
+        arrays.profile[:, rows] = profile.T
+        free = np.maximum(reclaimable - data["added"][:, None], 0)
+        arrays.free[rows] = np.minimum(free, data["ceiling"][:, None])
 
     def _take_row(self, name: str) -> int:
         self._own_index()
@@ -306,19 +359,10 @@ class NodeTable:
             self._index = NodeIndex(self._index)
 
 
-def _rows(marked: Collection[int]) -> _Where:
-    if len(marked) == 1:  # between two calls mostly one pod came: a slice is quicker to work on
-        (row,) = marked
-        return np.s_[row : row + 1]
-    return np.fromiter(marked, np.int64, len(marked))
-
-
-def _empty(nodes: int, number: int) -> View:
-    """A view of no knowledge, to be filled."""
+def _empty(nodes: int) -> _Arrays:
+    """Arrays to be filled."""
     cores = partial(np.zeros, (nodes, len(HORIZONS)), np.float64, "F")  # a decision reads a column
-    return View(
-        id=number,
-        index=NodeIndex(),
+    return _Arrays(
         allocatable=np.zeros(nodes),
         forecast=cores(),
         expected=cores(),
@@ -327,24 +371,7 @@ def _empty(nodes: int, number: int) -> View:
         free=np.zeros((nodes, len(HORIZONS)), np.int64, "F"),
         emptied=np.zeros(nodes, np.int64),
         newest=np.zeros(nodes),
-        blocked=np.zeros(nodes, np.int64),
-        usage_age=np.zeros(nodes),
     )
-
-
-def _copy(view: View) -> View:
-    """The same with arrays of its own."""
-    arrays = {name: getattr(view, name).copy(order="K") for name in _WRITTEN}
-    return structs.replace(view, **arrays)
-
-
-def _put(
-    array: npt.NDArray[Any], at: _Where | tuple[slice, _Where], values: npt.NDArray[Any]
-) -> None:
-    """Write to an array that is closed to writing for everybody else."""
-    array.flags.writeable = True
-    array[at] = values
-    array.flags.writeable = False
 
 
 def _block(view: View, known: Bools, max_age: float, now: float, lost: bool) -> View:

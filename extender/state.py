@@ -30,7 +30,7 @@ from extender.settings import Settings
 from extender.snapshot import Reason, Snapshot
 from extender.withheld import LockTable
 from models.arrays import Floats, Floats32, Ints
-from models.habits import HOURS, NO_HABITS, Rhythm, no_rhythm
+from models.habits import NO_HABITS, Rhythm, no_rhythm
 from models.kube.types import Node, Pod
 from models.policy import Policy
 from models.rolling import Forecast
@@ -310,7 +310,8 @@ class State:
     def basis(self, now: float) -> Basis:
         """What a decision of this moment rests on; equal as long as nothing but charges changes."""
         view = self._view(now)
-        return Basis(view.id + self._locks.of(view, now).changes, self.policy, self.runs.added)
+        snapshot = view.id + self._locks.of(view, now).changes
+        return Basis(snapshot, self.policy, self.runs.added)
 
     def passed_over(self, pod: PodFacts, now: float) -> Ints | None:
         """Rows of nodes that are not to be chosen alone for a pod.
@@ -443,7 +444,8 @@ class State:
             self.ledger.confirm(pod.uid, pod.key, ask.millicpu, ask.horizon, row, made)
         millicpu = round(pod.request * 1000)
         more = millicpu - (round(before.request * 1000) if before is not None else 0)
-        added, profile = max(more, 0), _flat(max(more, 0))
+        added = max(more, 0)
+        profile: Floats32 | float = added / 1000
         known = None if before is not None or pod.offline else self._habits.of(pod.workload)
         if known is not None:
             added, profile = math.ceil(float(known.max()) * 1000), known
@@ -470,7 +472,7 @@ class State:
             del self._pods_on[pod.node]
         row = self._nodes.row(pod.node)
         if row is not None and pod.request:
-            self._nodes.request(row, -round(pod.request * 1000), 0, _flat(0))
+            self._nodes.request(row, -round(pod.request * 1000), 0, 0.0)
 
     def _listed(self, kind: str) -> None:
         self._hear(kind)
@@ -491,8 +493,3 @@ class State:
 def _batched(keys: Sequence[str]) -> Iterator[Sequence[str]]:
     """The keys in parts of `_PART`."""
     return (keys[first : first + _PART] for first in range(0, len(keys), _PART))
-
-
-def _flat(millicpu: int) -> Floats32:
-    """The profile of a pod of which nothing is known, [24] cores."""
-    return np.full(HOURS, millicpu / 1000, np.float32)
