@@ -83,7 +83,7 @@ def pod_facts(pod: Pod, resource: str, lasted: Lasted = _never) -> PodFacts:
     """
     metadata, spec = pod.metadata or Metadata(), pod.spec or PodSpec()
     status = pod.status or PodStatus()
-    key = f"{metadata.namespace or 'default'}/{metadata.name or ''}"
+    key = _key(metadata)
     offline = asks_for(spec, resource)
     request = cpu_request(spec)
     millicpu, problem = _reclaimed(spec, resource) if offline else (round(request * 1000), "")
@@ -108,6 +108,15 @@ def pod_facts(pod: Pod, resource: str, lasted: Lasted = _never) -> PodFacts:
         rebuild=(metadata.labels or {}).get(REBUILD_LABEL) == "true",
         version=version_of(metadata),
     )
+
+
+def uid_of(metadata: Metadata) -> str:
+    """A pod's UID, or ``namespace/name`` where a caller left it out."""
+    return metadata.uid or _key(metadata)
+
+
+def _key(metadata: Metadata) -> str:
+    return f"{metadata.namespace or 'default'}/{metadata.name or ''}"
 
 
 @lru_cache(maxsize=1024)

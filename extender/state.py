@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from extender.ask import PodFacts, pod_facts
+from extender.ask import PodFacts, pod_facts, uid_of
 from extender.decide import Habit
 from extender.homes import Homes
 from extender.learned import Learned
@@ -31,7 +31,7 @@ from extender.snapshot import Reason, Snapshot
 from extender.withheld import LockTable
 from models.arrays import Floats, Floats32, Ints
 from models.habits import NO_HABITS, Rhythm, no_rhythm
-from models.kube.types import Node, Pod
+from models.kube.types import Metadata, Node, Pod, version_of
 from models.policy import Policy
 from models.rolling import Forecast
 
@@ -166,7 +166,14 @@ class State:
         return float(now - min(self._heard.values()))
 
     def facts(self, pod: Pod) -> PodFacts:
-        """What counts of a pod, with the duration that its workload's runs let expect."""
+        """What counts of a pod, with the duration that its workload's runs let expect.
+
+        An online pod, of which no duration is expected, is not read again in the same version.
+        """
+        metadata = pod.metadata or Metadata()
+        known = self._pods.get(uid_of(metadata))
+        if known and not known.offline and 0 < known.version == version_of(metadata):
+            return known
         return pod_facts(pod, self._settings.resource, self.runs.expected)
 
     def last_row(self, node: str) -> int | None:
@@ -421,7 +428,7 @@ class State:
         return new.uid
 
     def _remove_pod(self, pod: Pod) -> None:
-        self._bury(self.facts(pod).uid)
+        self._bury(uid_of(pod.metadata or Metadata()))
         self._hear("pods")
 
     def _bury(self, uid: str) -> None:

@@ -52,8 +52,8 @@ def pod_request(spec: PodSpec, amount: Amount) -> float:
             highest = max(highest, sidecars)
         else:
             highest = max(highest, own + sidecars)
-    total = amount(spec.resources or _NONE) or max(running, highest)
-    return total + amount(Resources(requests=spec.overhead))
+    total = (amount(spec.resources) if spec.resources else 0) or max(running, highest)
+    return total + (amount(Resources(requests=spec.overhead)) if spec.overhead else 0)
 
 
 def cpu_request(spec: PodSpec) -> float:
