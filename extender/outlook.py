@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -51,13 +52,13 @@ class Champion:
         self._rolling = RollingForecast(model)
         self._habits = NO_HABITS  # of the last refresh: groups share workloads
 
-    def outlook(self, capture: Capture, store: UsageStore) -> Outlook:
-        """Forecast all nodes from what the store knows; takes seconds, so it runs in a thread."""
+    def outlook(self, capture: Capture, pods: Collection[PodFacts], store: UsageStore) -> Outlook:
+        """Forecast all nodes from what the store knows; takes seconds, so it runs in a thread.
+
+        ``pods``: all that request ordinary CPU, bound to a node or not.
+        """
         result = unknown(len(capture.nodes))
-        online = [pod for pod in capture.pods if pod.request or not pod.offline]
-        groups = node_groups(
-            capture.nodes, online, self._rolling.groups or groups_for(len(capture.pods))
-        )
+        groups = node_groups(capture.nodes, pods, self._rolling.groups or groups_for(len(pods)))
         builder = HabitsBuilder([pod.workload for group in groups for pod in group.pods])
         parts = (self._part(group, capture.allocatable, store, builder, result) for group in groups)
         for group, forecast in zip(groups, self._rolling.refresh_groups(parts), strict=True):
@@ -75,16 +76,17 @@ class Champion:
         result: Outlook,
     ) -> Part:
         """A group as known now; what else is seen of it goes to the builder and the result."""
-        usage = store.take(group.keys)
-        builder.add(group.workloads, usage, store.time)
-        needs = self._habits.needs(group.workloads)
+        keys, workloads = group.keys, group.workloads
+        usage = store.take(keys)
+        builder.add(workloads, usage, store.time)
+        needs = self._habits.needs(workloads)
         history = group.history(store.time, usage, allocatable, needs)
         newest = np.nan_to_num(usage[:, -1]).astype(np.float64)
         used = np.bincount(group.node, newest, len(group.names))
         result.rhythm.usage[group.rows] = used
         result.rhythm.shape[group.rows] = node_shapes(history)
-        result.newest[group.rows] = _newest(group, store)
-        return Part(history, group.keys, group.names)
+        result.newest[group.rows] = _newest(group, store.newest(keys), store)
+        return Part(history, keys, group.names)
 
 
 def unknown(nodes: int) -> Outlook:
@@ -97,8 +99,8 @@ def unknown(nodes: int) -> Outlook:
     )
 
 
-def _newest(group: NodeGroup[PodFacts], store: UsageStore) -> Floats:
-    """When each node's newest usage window ended, [N] seconds since the epoch.
+def _newest(group: NodeGroup[PodFacts], observed: Floats, store: UsageStore) -> Floats:
+    """When each node's newest usage window ended, [N] seconds since the epoch; its pods', [P].
 
     A node is as fresh as its most recently observed pod. Where no pod has run for long enough to
     be observed, the requests of all of them count, so there is nothing to wait for and the node is
@@ -106,7 +108,7 @@ def _newest(group: NodeGroup[PodFacts], store: UsageStore) -> Floats:
     """
     patience, nodes = store.time - _LONG_RUNNING, len(group.names)
     awaited = np.array([not pod.offline and pod.started < patience for pod in group.pods], np.bool_)
-    observed = np.full(nodes, -np.inf)
-    np.maximum.at(observed, group.node, store.newest(group.keys))
+    newest = np.full(nodes, -np.inf)
+    np.maximum.at(newest, group.node, observed)
     waiting = np.bincount(group.node[awaited], minlength=nodes) > 0
-    return np.where(waiting, observed, np.maximum(observed, store.fresh))
+    return np.where(waiting, newest, np.maximum(newest, store.fresh))

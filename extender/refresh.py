@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import structlog
@@ -23,8 +23,8 @@ from models.usage_store import UsageReader, UsageStore
 
 log = structlog.get_logger()
 
-_FREED = 10_000
-"""Pods that are forgotten in one go."""
+_FREED = 1000
+"""Pods that are forgotten in one go: no other thread runs meanwhile."""
 
 
 class Refresher:
@@ -50,6 +50,8 @@ class Refresher:
         self._clock = clock
         self._telemetry = telemetry
         self._champion: Champion | None = None
+        self._pods: dict[str, PodFacts] = {}  # by UID, as of the newest capture
+        self._online: dict[str, str] = {}  # of them those whose usage is forecast: key -> UID
         self._in_force: tuple[dict[str, int], Floats, int] = ({}, np.zeros(0), 0)
         self._lock = asyncio.Lock()
 
@@ -78,10 +80,10 @@ class Refresher:
         """Read new usage and forecast again. Where usage cannot be read, what is known stays."""
         began = asyncio.get_running_loop().time()
         async with self._lock:
-            pods = await asyncio.to_thread(_online, self._state.capture().pods)
+            await self._capture()
             try:
-                await self._reader.catch_up(self._clock(), pods)
-                if self._asks and pods and self._store.fresh < 0:
+                await self._reader.catch_up(self._clock(), self._online.keys())
+                if self._asks and self._online and self._store.fresh < 0:
                     log.warning(
                         "the usage query returns no pod: look at prometheus.query and "
                         "cluster_label, and at the labels namespace and pod"
@@ -93,24 +95,44 @@ class Refresher:
         self._telemetry.usage_end.set(max(self._store.fresh, 0))
         self._telemetry.refresh_seconds.set(asyncio.get_running_loop().time() - began)
 
-    async def _forecast(self, champion: Champion | None) -> None:
+    async def _capture(self) -> Capture:
+        """What to forecast for now; the pods are brought up to date."""
         capture = self._state.capture()
-        if champion is None:
-            outlook, version, policy = unknown(len(capture.nodes)), NO_MODEL, self._fallback
-        else:
+        await asyncio.to_thread(self._follow, capture.changes)
+        return capture
+
+    def _follow(self, changes: Mapping[str, PodFacts | None]) -> None:
+        for uid, pod in changes.items():
+            before = self._pods.pop(uid, None)
+            if before is not None and self._online.get(before.key) == uid:
+                del self._online[before.key]
+            if pod is not None:
+                self._pods[uid] = pod
+                if pod.node and not pod.offline:
+                    self._online[pod.key] = uid
+
+    async def _forecast(self, champion: Champion | None) -> None:
+        capture = await self._capture()
+        outlook, version, policy = unknown(len(capture.nodes)), NO_MODEL, self._fallback
+        if champion is not None:
             version, policy = champion.model.version, champion.model.policy
-            outlook = unknown(len(capture.nodes))
             if self._store.time:
-                outlook = await asyncio.to_thread(champion.outlook, capture, self._store)
+                outlook = await asyncio.to_thread(self._outlook, champion, capture)
         await asyncio.to_thread(self._compare, capture.nodes, outlook)
         self._state.serve(
             capture, outlook.forecast, outlook.newest, version, policy, outlook.rhythm
         )
         if self._recorder is not None:
             about = (self._clock(), self._store.time, version, self._share)
-            self._recorder.put(lambda: _recorded(capture, outlook, *about))
-        else:
-            await _let_go(capture.pods)
+            pods = await asyncio.to_thread(_with_requests, self._pods.values())
+            self._recorder.put(lambda: _recorded(capture, pods, outlook, *about))
+
+    def _outlook(self, champion: Champion, capture: Capture) -> Outlook:
+        pods = _with_requests(self._pods.values())
+        found = champion.outlook(capture, pods, self._store)
+        while pods:
+            del pods[-_FREED:]
+        return found
 
     def _compare(self, nodes: Sequence[str], outlook: Outlook) -> None:
         """Count in how many nodes the newest window was above the forecast then in force."""
@@ -129,15 +151,14 @@ class Refresher:
         )
 
 
-async def _let_go(pods: list[PodFacts]) -> None:
-    """Forget pods of which many are gone since: to free them all at once takes milliseconds."""
-    while pods:
-        await asyncio.sleep(0)
-        del pods[-_FREED:]
-
-
 def _recorded(
-    capture: Capture, outlook: Outlook, time: float, usage_end: int, version: str, share: float
+    capture: Capture,
+    pods: Sequence[PodFacts],
+    outlook: Outlook,
+    time: float,
+    usage_end: int,
+    version: str,
+    share: float,
 ) -> Refresh:
     """What is recorded of a refresh: the forecast, and the pods and the usage that count in it."""
     known = outlook.newest >= usage_end  # where nothing was observed, usage counts as 0
@@ -151,14 +172,13 @@ def _recorded(
         expected=outlook.forecast.expected,
         pods={
             pod.key: OnlinePod(pod.key, pod.node, pod.request, pod.started, pod.workload)
-            for pod in capture.pods
-            if pod.request or not pod.offline
+            for pod in pods
         },
         advertise_share=share,
         usage=np.where(known, outlook.rhythm.usage, np.nan),
     )
 
 
-def _online(pods: Sequence[PodFacts]) -> frozenset[str]:
-    """The pods whose usage is forecast."""
-    return frozenset(pod.key for pod in pods if pod.node and not pod.offline)
+def _with_requests(pods: Iterable[PodFacts]) -> list[PodFacts]:
+    """The pods that count in a forecast."""
+    return [pod for pod in pods if pod.request or not pod.offline]

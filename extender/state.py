@@ -63,13 +63,13 @@ class Basis(NamedTuple):
 class Capture:
     """What a refresh forecasts for, taken in one moment.
 
-    nodes: N names; allocatable: [N] cores; pods: those not finished, bound to a node or not, in a
-    list that belongs to whoever asked.
+    nodes: N names; allocatable: [N] cores; changes: by UID the unfinished pods, bound to a node or
+    not, that are new or have changed since the capture before, and None for those that are gone.
     """
 
     nodes: tuple[str, ...]
     allocatable: Floats
-    pods: list[PodFacts]
+    changes: Mapping[str, PodFacts | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +101,7 @@ class State:
         self._nodes = NodeTable(settings.advertise_share)
         self._locks = LockTable()
         self._pods: dict[str, PodFacts] = {}
+        self._changes: dict[str, PodFacts | None] = {}  # of the pods, since the last capture
         self._pods_on: dict[str, dict[str, PodFacts]] = {}
         self._gone: OrderedDict[str, None] = OrderedDict()
         self._sent: dict[str, tuple[int, float]] = {}
@@ -201,8 +202,9 @@ class State:
     def capture(self) -> Capture:
         """What to forecast for; what is served next was forecast for the newest capture."""
         names, allocatable = self._nodes.capture()
-        # Pods are sifted by whoever uses them, in a thread.
-        return Capture(names, allocatable, list(self._pods.values()))
+        # All pods would be too many to list between two calls.
+        changes, self._changes = self._changes, {}
+        return Capture(names, allocatable, changes)
 
     def serve(
         self,
@@ -413,7 +415,7 @@ class State:
         if old is not None and old.node and old.node != new.node:
             self._drop_pod(new.uid)
             old = None
-        self._pods[new.uid] = new
+        self._pods[new.uid] = self._changes[new.uid] = new
         if new.node:
             self._sent.pop(new.uid, None)
             if old is None or not old.node:
@@ -467,7 +469,10 @@ class State:
         self.ledger.release(uid)
         self._sent.pop(uid, None)
         pod = self._pods.pop(uid, None)
-        if pod is None or not pod.node:
+        if pod is None:
+            return
+        self._changes[uid] = None
+        if not pod.node:
             return
         if pod.offline:
             self._ended(pod)

@@ -114,12 +114,12 @@ class Awaited:
     def __init__(self, horizons: Sequence[int]) -> None:
         self._ends = np.array(horizons, np.int64) * 3600  # seconds after which each has passed
         self._decisions: list[_Decision] = []
-        self._pods: tuple[str, ...] = ()
+        self._pods = _names(())
         self._seen = 0  # end of the last window that was looked at
 
     def learn(self, history: History, pods: Sequence[str]) -> list[Resolved]:
         """Extend the peaks by a history's new windows; what has resolved by them."""
-        self._follow(tuple(pods))
+        self._follow(_names(pods))
         settled = history.time - history.time % WINDOW - LATE * WINDOW
         since, self._seen = self._seen, max(settled, self._seen)
         width = history.usage.shape[1]
@@ -167,7 +167,7 @@ class Awaited:
         members = self._members()
         index = {id(each): at for at, each in enumerate(members)}
         return Saved(
-            self._pods,
+            tuple(self._pods.tolist()),
             self._seen,
             [
                 (Packed.smallest(np.diff(m.pod, prepend=0)), Packed.smallest(m.node), m.nodes)
@@ -187,7 +187,7 @@ class Awaited:
 
     def resume(self, saved: Saved) -> None:
         """Go on from where another one was."""
-        self._pods, self._seen = saved.pods, saved.seen
+        self._pods, self._seen = _names(saved.pods), saved.seen
         members = [
             _Members(np.cumsum(pod.array(), dtype=np.int64), node.array().astype(np.int64), nodes)
             for pod, node, nodes in saved.members
@@ -217,9 +217,9 @@ class Awaited:
         whole[:, self._open(made)] = columns
         return whole
 
-    def _follow(self, pods: tuple[str, ...]) -> None:
+    def _follow(self, pods: NDArray[np.object_]) -> None:
         """Let all remembered members point to the rows of the newest pods."""
-        if pods == self._pods:
+        if np.array_equal(pods, self._pods):
             return
         row_of = {name: row for row, name in enumerate(pods)}
         moved = np.array([row_of.get(name, -1) for name in self._pods], np.int64)
@@ -255,3 +255,8 @@ class Awaited:
             if same and np.array_equal(last.node, history.node):
                 return last
         return _Members(history.pod, history.node, history.nodes)
+
+
+def _names(pods: Sequence[str]) -> NDArray[np.object_]:
+    """Names in an array: in a new tuple, the garbage collector would look at each of them once."""
+    return np.array(pods, dtype=np.object_)

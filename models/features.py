@@ -33,8 +33,9 @@ from models.hourly import (
 )
 from models.policy import HORIZONS
 
-CHUNK = 2048
-"""Nodes or pods worked on at a time: 16 MB of windows, so that memory does not grow with them."""
+CHUNK = 512
+"""Nodes or pods worked on at a time: 4 MB of windows, which caches hold and whose memory is used
+again for the next, where larger arrays are handed back to the system and zeroed by it each time."""
 
 _NODE_EXPERTS = (
     "mean_7d",

@@ -13,8 +13,8 @@ from models.grid import WEEK, WINDOW, UsageGrid
 MIN_SAMPLES = 24
 """A pod with fewer observed windows (2 h) counts with its request everywhere."""
 
-_PODS_AT_ONCE = 2048
-"""Pods whose week is worked on at a time: 16 MB, several times over."""
+_PODS_AT_ONCE = 512
+"""Pods whose week is worked on at a time: 4 MB, several times over."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,15 +71,24 @@ def hourly(values: Floats32, first: Ints | None = None) -> Hourly:
     if first is not None:
         week[np.arange(WEEK) < first[:, None]] = np.nan
     # One contiguous run for each of an hour's windows: 20 times faster than reducing runs of 12.
+    # They are added one by one: temporary arrays as large as all of them cost more than the sums.
     by_window = np.ascontiguousarray(week.reshape(-1, HOUR).T)
-    known = ~np.isnan(by_window)
-    filled = np.where(known, by_window, np.float32(0)).astype(np.float64)
+    cells = by_window.shape[1]
+    peak, known = np.full(cells, _UNKNOWN), np.zeros(cells)
+    total, squares = np.zeros(cells), np.zeros(cells)
+    for window in by_window:
+        np.fmax(peak, window, out=peak)
+        seen = ~np.isnan(window)
+        value = np.where(seen, window, np.float32(0)).astype(np.float64)
+        total += value
+        squares += np.square(value, out=value)
+        known += seen
     shape = (len(values), HOURS)
     return Hourly(
-        np.where(known, by_window, _UNKNOWN).max(axis=0).reshape(shape),
-        filled.sum(axis=0).reshape(shape),
-        np.square(filled).sum(axis=0).reshape(shape),
-        known.sum(axis=0).astype(np.float64).reshape(shape),
+        peak.reshape(shape),
+        total.reshape(shape),
+        squares.reshape(shape),
+        known.reshape(shape),
         np.where(np.isnan(week[:, -DAY:]), _UNKNOWN, week[:, -DAY:]),
     )
 

@@ -16,8 +16,8 @@ import numpy as np
 from models.arrays import Floats, Floats32, Ints
 from models.history import History, build_history
 
-_PODS_PER_GROUP = 16_384
-"""Pods whose week is unpacked at a time: 130 MB, several times over while it is aggregated."""
+_PODS_PER_GROUP = 4096
+"""Pods whose week is unpacked at a time: 33 MB."""
 
 
 class PlacedPod(Protocol):

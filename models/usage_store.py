@@ -170,7 +170,7 @@ class UsageReader:
         self._delay = settings.delay_seconds
         self._missing: deque[tuple[int, int]] = deque()
 
-    async def catch_up(self, now: float, pods: frozenset[str]) -> None:
+    async def catch_up(self, now: float, pods: Collection[str]) -> None:
         """Read every complete window that is not known yet.
 
         Args:

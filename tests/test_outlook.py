@@ -52,8 +52,8 @@ def test_a_champion_made_before_any_pod_was_listed_works_in_groups(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = shipped(classical("max-7d"))
-    capture = Capture(NODES, np.full(len(NODES), 8.0), list(PODS))
-    whole = Champion(model).outlook(capture, used())
+    capture = Capture(NODES, np.full(len(NODES), 8.0), {})
+    whole = Champion(model).outlook(capture, PODS, used())
     monkeypatch.setattr(node_groups, "_PODS_PER_GROUP", 8)
     taken: list[int] = []
     take = UsageStore.take
@@ -63,7 +63,7 @@ def test_a_champion_made_before_any_pod_was_listed_works_in_groups(
         return take(store, pods)
 
     monkeypatch.setattr(UsageStore, "take", noted)
-    grouped = Champion(model).outlook(capture, used())
+    grouped = Champion(model).outlook(capture, PODS, used())
     assert sum(taken) == len(PODS)
     assert max(taken) < len(PODS)
     np.testing.assert_allclose(grouped.forecast.forecast, whole.forecast.forecast)
@@ -72,19 +72,19 @@ def test_a_champion_made_before_any_pod_was_listed_works_in_groups(
 
 def test_groups_learn_together(monkeypatch: pytest.MonkeyPatch) -> None:
     model = shipped(classical("trailing-max-24h"))
-    capture = Capture(NODES, np.full(len(NODES), 8.0), list(PODS))
+    capture = Capture(NODES, np.full(len(NODES), 8.0), {})
     whole, grouped = Champion(model), Champion(model)
     store = used(hours=24)
-    whole.outlook(capture, store)
+    whole.outlook(capture, PODS, store)
     monkeypatch.setattr(node_groups, "_PODS_PER_GROUP", 4)  # 6 groups, one of them without nodes
     groups = node_groups.node_groups(NODES, PODS, 6)
     assert min(len(group.names) for group in groups) == 0
-    grouped.outlook(capture, store)
+    grouped.outlook(capture, PODS, store)
     for hour in range(60):
         use(store, START + (24 + hour) * 3600, hours=1)
-        expected = whole.outlook(capture, store).forecast
-        found = grouped.outlook(capture, store).forecast
+        expected = whole.outlook(capture, PODS, store).forecast
+        found = grouped.outlook(capture, PODS, store).forecast
         np.testing.assert_allclose(found.forecast, expected.forecast, rtol=1e-9)
         np.testing.assert_allclose(found.expected, expected.expected, rtol=1e-9)
-    fresh = Champion(model).outlook(capture, store).forecast
+    fresh = Champion(model).outlook(capture, PODS, store).forecast
     assert (fresh.forecast != expected.forecast).any()  # there was something to learn

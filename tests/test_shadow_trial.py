@@ -52,12 +52,15 @@ def online(key: str, node: str) -> PodFacts:
     return pod_facts(pod, RESOURCE)
 
 
-def capture(number: int) -> Capture:
+CAPTURE = Capture(NODES, np.array([16.0, 16.0]), {})
+
+
+def pods_at(number: int) -> list[PodFacts]:
     """At a refresh: the pods, and a new one of the first's workload that is never observed."""
     pods = tuple(map(online, PODS, PODS.values()))
     new = online(f"default/new-{number}", "n1")
     sibling = msgspec.structs.replace(new, workload=pods[0].workload)
-    return Capture(NODES, np.array([16.0, 16.0]), [*pods, sibling])
+    return [*pods, sibling]
 
 
 @pytest.fixture(name="log")
@@ -77,19 +80,19 @@ async def produce(tmp_path: Path) -> Path:
     for number in range(REFRESHES):
         now = START + number * EVERY
         await reader.catch_up(now, frozenset(PODS))
-        seen = capture(number)
-        forecast = champion.outlook(seen, store).forecast
+        pods = pods_at(number)
+        forecast = champion.outlook(CAPTURE, pods, store).forecast
         refresh = Refresh(
             time=now,
             usage_end=store.time,
             model_version="7",
             nodes=NODES,
-            allocatable=seen.allocatable,
+            allocatable=CAPTURE.allocatable,
             forecast=forecast.forecast,
             expected=forecast.expected,
             pods={
                 pod.key: OnlinePod(pod.key, pod.node, pod.request, 0.0, pod.workload)
-                for pod in seen.pods
+                for pod in pods
             },
             advertise_share=1.0,
         )
@@ -107,7 +110,7 @@ async def just_loaded(now: float) -> Floats:
     """What the model forecasts where it has learned nothing."""
     store = UsageStore()
     await UsageReader(RisingUsage(), store, USAGE).catch_up(now, frozenset(PODS))
-    return Champion(model()).outlook(capture(0), store).forecast.forecast
+    return Champion(model()).outlook(CAPTURE, pods_at(0), store).forecast.forecast
 
 
 def follower(log: Path, state: StateFile) -> Follower:
