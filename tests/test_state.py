@@ -9,8 +9,10 @@ import numpy.typing as npt
 import pytest
 from msgspec.structs import replace
 
+from extender.ask import PodFacts
 from extender.decision_log import End
 from extender.outlook import unknown
+from extender.runs import Run
 from extender.snapshot import Reason, Snapshot
 from models.policy import HORIZONS, Policy
 from models.rolling import Forecast
@@ -206,6 +208,36 @@ def test_a_new_online_pod_counts_at_once_with_its_request(world: World) -> None:
     assert free(world) == 4500  # 8 - 2 - 1.5
     world.cluster.put_pod(as_pod(pod_json("a", cpu="1500m", node="n1", phase="Running")))
     assert free(world) == 4500  # the same pod again
+
+
+def test_an_online_pod_is_read_once_in_each_version(world: World) -> None:
+    def sent(cpu: str, version: str, **of: object) -> PodFacts:
+        pod = pod_json("a", cpu=cpu, uid="uid-a", **of)  # type: ignore[arg-type]
+        pod["metadata"]["resourceVersion"] = version
+        return world.state.facts(as_pod(pod))
+
+    world.cluster.put_pod(as_pod(pod_json("a", cpu="1")))
+    known = world.state.pod("uid-a")
+    assert known is not None
+    assert sent("1", str(known.version)) is known
+    assert sent("2", str(known.version + 1)).request == 2.0  # it has changed since
+    assert sent("2", "").request == 2.0  # who knows which version
+    world.state.pod_feed().put(as_pod(pod_json("a", cpu="1", uid="uid-b")))
+    again = world.state.facts(as_pod(pod_json("a", cpu="2", uid="uid-b")))
+    assert again.request == 2.0  # neither has a version
+
+
+def test_what_an_offline_pods_workload_teaches_meanwhile_counts(world: World) -> None:
+    pod = pod_json("a", 1000, uid="uid-a")
+    pod["metadata"]["ownerReferences"] = [{"kind": "Job", "name": "etl", "controller": True}]
+    world.cluster.put_pod(as_pod(pod))
+    known = world.state.pod("uid-a")
+    assert known is not None
+    pod["metadata"]["resourceVersion"] = str(known.version)
+    assert world.state.facts(as_pod(pod)).ask.horizon == len(HORIZONS) - 1
+    for number in range(20):
+        world.state.runs.add("default/Job/etl", Run(world.now - number, 600.0))
+    assert world.state.facts(as_pod(pod)).ask.horizon == 0
 
 
 def test_a_raised_request_counts_at_once_and_a_lowered_one_does_not(world: World) -> None:
@@ -422,9 +454,10 @@ def test_no_array_of_a_snapshot_can_be_written_to(world: World) -> None:
                 array[0] = 1
 
 
-def test_what_changes_row_by_row_is_what_a_new_table_would_hold() -> None:
+@pytest.mark.parametrize("share", [1.0, 0.4])
+def test_what_changes_row_by_row_is_what_a_new_table_would_hold(share: float) -> None:
     rng = np.random.default_rng(5)
-    changed, pods = World(nodes=[f"n{at}" for at in range(8)]), 0
+    changed, pods = World(nodes=[f"n{at}" for at in range(8)], advertise_share=share), 0
     changed.sync()
     changed.forecast({f"n{at}": float(at) for at in range(6)})  # two are not known
     for number in range(60):
