@@ -12,6 +12,9 @@ Nodes and pods are bare unless `--lifelike` is given: pods of which kube-schedul
 as a Job's. Then nodes lie in zones, hold images and run pods, and online pods are of ReplicaSets
 and belong to Services, so that kube-scheduler spreads them; offline pods are Jobs'.
 
+`--percentage` adds all of them once more with kube-scheduler's `percentageOfNodesToScore` set to
+that, so that it looks for fewer nodes (100 at least) than the 10 % that are its default here.
+
     python -m bench.cycle --nodes 5000 --pods 400 --rounds 5 [--lifelike]      the full size
     flock /tmp/controlplane.lock python -m bench.cycle            where others use the cores too
 """
@@ -28,7 +31,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -63,11 +66,13 @@ class Contender:
     """kube-scheduler's `extenders` for it; the name is the table's.
 
     follows: the process behind it, where it is busy with what happens even when it is not called.
+    percentage: of the nodes that kube-scheduler looks for; 0 for its default.
     """
 
     name: str
     extenders: list[Json]
     follows: world.Service | None = None
+    percentage: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +92,7 @@ def main() -> None:
     parser.add_argument("--pods", type=int, default=200, help="in each turn")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--variants", action="store_true", help="other configurations as well")
+    parser.add_argument("--percentage", type=int, default=0, help="of nodes to look for, as well")
     parser.add_argument("--lifelike", action="store_true", help="zones, images, Services, pods")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="archimedes-cycle-") as name:
@@ -100,6 +106,8 @@ def main() -> None:
                 create_residents(plane, options.nodes)
             with contenders(plane, folder, options.nodes) as found:
                 chosen = [*found, *variants(found)] if options.variants else found
+                if options.percentage:
+                    chosen = [*chosen, *fewer_nodes(found, options.percentage)]
                 shape = Shape(options.pods, options.lifelike)
                 turn(plane, found[0], "online", shape)  # fills caches; not counted
                 report(measure(plane, chosen, shape, options.rounds))
@@ -138,19 +146,22 @@ def alone(contender: Contender, found: list[Contender]) -> Iterator[None]:
 
 def report(took: dict[tuple[str, str], list[float]]) -> None:
     """Print the table."""
-    print(f"{'pods':<8} {'extender':<20} {'ms a cycle':>10} {'x none':>7}  (budget 1.0)  rounds")
+    print(f"{'pods':<8} {'extender':<24} {'ms a cycle':>10} {'x none':>7}  (budget 1.0)  rounds")
     for (tier, name), figures in took.items():
         none = took[tier, "none"]
         ratio = median(own / other for own, other in zip(figures, none, strict=True))
         each = " ".join(f"{figure:.2f}" for figure in figures)
-        print(f"{tier:<8} {name:<20} {median(figures):>10.2f} {ratio:>7.2f}  {'':<12}  {each}")
+        print(f"{tier:<8} {name:<24} {median(figures):>10.2f} {ratio:>7.2f}  {'':<12}  {each}")
 
 
 def turn(plane: ControlPlane, contender: Contender, tier: str, shape: Shape) -> float:
     """Seconds of a cycle when so many pods wait for a scheduler that has just started."""
     pods = shape.pods
     create(plane, "pods", [pod(number, tier, shape.lifelike) for number in range(pods)])
-    plane.start_scheduler({"extenders": contender.extenders})
+    config: Json = {"extenders": contender.extenders}
+    if contender.percentage:
+        config["percentageOfNodesToScore"] = contender.percentage
+    plane.start_scheduler(config)
     path = f"/api/v1/namespaces/{NAMESPACE}/pods"
 
     def placed() -> bool:
@@ -289,6 +300,13 @@ def variants(found: list[Contender]) -> list[Contender]:
         Contender("filter only", [filter_only(first), filter_only(second)], process),
         Contender("first entry only", [first], process),
         Contender("second entry only", [second], process),
+    ]
+
+
+def fewer_nodes(found: list[Contender], percentage: int) -> list[Contender]:
+    """All of them, where kube-scheduler looks for so many nodes only."""
+    return [
+        replace(each, name=f"{each.name}, {percentage} %", percentage=percentage) for each in found
     ]
 
 

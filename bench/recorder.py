@@ -105,7 +105,7 @@ def main() -> None:
 def measure(with_it: Extender, without: Extender, decisions: int, pause: float) -> None:
     """Let both decide the same pods at a steady pace."""
     rng = np.random.default_rng(1)
-    body = request(NODES, {"archimedes.dev/reclaimed-millicpu": "50"})
+    body = request(node_names(NODES), {"archimedes.dev/reclaimed-millicpu": "50"})
     (uid,) = (b"7c5f2a0e-6a51-4b7e-9f7a-2f3f0f1f2f3f",)
     nodes = node_names(NODES)
     keys = [f"namespace-{at % 50}/deployment-{at % 3000}-5d8f7c9b6d-{at:05x}" for at in range(PODS)]

@@ -8,10 +8,8 @@ from pathlib import Path
 
 import msgspec
 
-from extender.decision_log import Record
+from extender.decision_log import Record, decode_record
 from models.errors import ArchimedesError
-
-_decoder = msgspec.json.Decoder(Record)
 
 
 class Position(msgspec.Struct, frozen=True):
@@ -68,7 +66,7 @@ def _lines(path: Path, position: Position) -> Iterator[tuple[Record, Position]]:
             if not line.endswith(b"\n"):
                 return
             try:
-                record = _decoder.decode(line)
+                record = decode_record(line)
             except msgspec.DecodeError as e:
                 raise ArchimedesError(
                     f"decision log {path}: the line at byte {file.tell() - len(line)} is no "

@@ -9,6 +9,7 @@ import numpy as np
 import orjson
 
 from extender.app import Parts, Server
+from extender.decision_log import DecisionLog, Record, decode_record
 from extender.homes import REBUILD_LABEL
 from extender.memory import FixedModel, MemoryCluster
 from extender.outlook import unknown
@@ -158,6 +159,11 @@ class World:
         body = orjson.dumps(args(pod, names))
         answer: list[Json] = orjson.loads(self.server.calls.prioritize(body))
         return answer
+
+
+def records_of(log: DecisionLog, pod: str = "", limit: int = 100) -> list[Record]:
+    """What a decision log remembers, the newest first."""
+    return [decode_record(line) for line in log.recent(pod, limit)]
 
 
 def args(

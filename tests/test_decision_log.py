@@ -15,9 +15,9 @@ from extender.decision_log import (
     End,
     Preemption,
     Record,
-    encode_records,
     read_log,
 )
+from tests.extender_world import records_of
 
 
 def decision(pod: str, time: float = 1.0) -> Decision:
@@ -74,40 +74,40 @@ def test_the_newest_come_first_and_by_pod() -> None:
     records: list[Record] = [decision("default/a"), decision("default/b"), binding("default/a")]
     for record in records:
         log.append(record)
-    assert log.recent() == records[::-1]
-    assert log.recent("default/a") == [records[2], records[0]]
-    assert log.recent(limit=1) == [records[2]]
-    assert log.recent("default/nobody") == []
+    assert records_of(log) == records[::-1]
+    assert records_of(log, "default/a") == [records[2], records[0]]
+    assert records_of(log, limit=1) == [records[2]]
+    assert records_of(log, "default/nobody") == []
 
 
 def test_memory_is_bounded() -> None:
     log = DecisionLog(keep=3)
     for number in range(10):
         log.append(decision(f"default/{number}"))
-    assert [record.pod for record in log.recent()] == ["default/9", "default/8", "default/7"]
+    assert [record.pod for record in records_of(log)] == ["default/9", "default/8", "default/7"]
 
 
 def test_memory_is_bounded_in_bytes_too() -> None:
     log = DecisionLog(keep_bytes=100_000)
     for number in range(100):
         log.append(decision(f"p{number}"))
-    assert len(log.recent()) == 100
-    wide = replace(decision("wide"), candidates=(Candidate("n1", 0.25, 4000),) * 400)
-    log.append(wide)  # 400 x (150 + 2) = 60,800
-    assert log.recent()[0] == wide
-    assert 0 < len(log.recent()) < 100
+    assert len(records_of(log)) == 100
+    wide = replace(decision("wide"), candidates=(Candidate("n1", 0.25, 4000),) * 1500)
+    log.append(wide)  # 1,500 x 44
+    assert records_of(log)[0] == wide
+    assert 0 < len(records_of(log)) < 100
     for record in (
-        binding("x" * 30_000),
+        binding("x" * 30_000),  # named twice: in the record, and to be found by
         binding("a", error="x" * 30_000),
         replace(preemption("a"), nodes=("x" * 30_000,)),
         replace(decision("a"), rejected={"x" * 30_000: 1}),
     ):
         log.append(record)
-    assert [record.pod for record in log.recent()][1:] == ["a", "a"]  # 3 x 30,000 and no more
+    assert [record.pod for record in records_of(log)] == ["a", "a", "a"]  # 3 x 30,000 and no more
     log.append(replace(wide, candidates=(Candidate("n" * 100_000, 0.25, 4000),)))
-    assert log.recent() == []
+    assert records_of(log) == []
     log.append(decision("next"))
-    assert len(log.recent()) == 1
+    assert len(records_of(log)) == 1
 
 
 def test_what_was_written_is_read_back(tmp_path: Path) -> None:
@@ -175,9 +175,3 @@ def test_flush_shows_what_is_buffered(tmp_path: Path) -> None:
     log.close()
     log.close()  # twice is harmless
     DecisionLog().flush()
-
-
-def test_records_are_encoded_one_by_one_as_they_are_together() -> None:
-    records: list[Record] = [decision("default/a"), binding("default/a"), preemption("default/b")]
-    for some in ([], records[:1], records):
-        assert encode_records(some) == msgspec.json.encode(some)

@@ -11,7 +11,7 @@ from extender.events import TokenBucket
 from extender.ports import ClusterError, PodEvent
 from extender.settings import EventSettings
 from extender.wire import BindingArgs
-from tests.extender_world import Json, World, as_pod, pod_json
+from tests.extender_world import Json, World, as_pod, pod_json, records_of
 
 
 def world_of(*pods: Json, settings: EventSettings | None = None) -> World:
@@ -58,7 +58,7 @@ async def test_an_ask_that_no_node_can_meet_is_told_and_logged() -> None:
     world.filter(odd)
     (event,) = await written(world)
     assert "asks for archimedes.dev/reclaimed-millicpu in a way that no node can meet" in event.note
-    (decision,) = world.server.decisions.recent("default/odd")
+    (decision,) = records_of(world.server.decisions, "default/odd")
     assert isinstance(decision, Decision)
     assert decision.candidates == ()
     assert list(decision.rejected.values()) == [2]

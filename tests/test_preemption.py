@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from extender.calls import NOT_READY
 from extender.decision_log import MAX_NODES, Preemption
-from tests.extender_world import Json, World, as_pod, pod_json
+from tests.extender_world import Json, World, as_pod, pod_json, records_of
 from tests.http_world import Caller, serving
 
 
@@ -117,7 +117,7 @@ async def test_every_answer_is_logged_with_its_reasons() -> None:
             "gone": meta("uid-nobody"),
         }
         await caller.preempt(pod_json("p", 4000), meta=victims)
-        assert decisions.recent(limit=1) == [
+        assert records_of(decisions, limit=1) == [
             Preemption(
                 time=caller.world.now,
                 pod="default/p",
@@ -138,7 +138,7 @@ async def test_every_answer_is_logged_with_its_reasons() -> None:
         ]
         caller.world.state.synced.clear()
         await caller.preempt(pod_json("p", 1), meta=victims)
-        (entry,) = decisions.recent(limit=1)
+        (entry,) = records_of(decisions, limit=1)
         assert isinstance(entry, Preemption)
         assert (entry.kept, entry.rejected) == (0, {NOT_READY: 3})
 
@@ -147,7 +147,7 @@ async def test_an_entry_of_the_log_names_a_bounded_number_of_nodes() -> None:
     async with serving() as caller:
         victims = {f"n{number}": meta("a") for number in range(MAX_NODES + 8)}
         assert len(await caller.preempt(pod_json("p", cpu="1"), meta=victims)) == MAX_NODES + 8
-        (entry,) = caller.world.server.decisions.recent(limit=1)
+        (entry,) = records_of(caller.world.server.decisions, limit=1)
         assert isinstance(entry, Preemption)
         assert (entry.proposed, entry.kept) == (MAX_NODES + 8, MAX_NODES + 8)
         assert entry.nodes == tuple(victims)[:MAX_NODES]

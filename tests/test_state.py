@@ -16,7 +16,16 @@ from extender.runs import Run
 from extender.snapshot import Reason, Snapshot
 from models.policy import HORIZONS, Policy
 from models.rolling import Forecast
-from tests.extender_world import PLAIN, START, World, as_node, as_pod, node_json, pod_json
+from tests.extender_world import (
+    PLAIN,
+    START,
+    World,
+    as_node,
+    as_pod,
+    node_json,
+    pod_json,
+    records_of,
+)
 
 
 @pytest.fixture
@@ -335,7 +344,7 @@ def test_each_bound_offline_pod_that_leaves_is_logged_once(world: World) -> None
         cluster.put_pod(as_pod(pod_json("done", 500, node="n1", phase="Succeeded")))
     for name in ("done", "deleted", "unbound", "online"):
         cluster.delete_pod("default", name)
-    assert world.server.decisions.recent() == [
+    assert records_of(world.server.decisions) == [
         End(time=world.now, pod=f"default/{name}", uid=f"uid-{name}", node=node)
         for name, node in (("deleted", "n2"), ("done", "n1"))
     ]
