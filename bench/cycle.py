@@ -296,8 +296,9 @@ def variants(found: list[Contender]) -> list[Contender]:
     shipped_one = next(each for each in found if each.name == "archimedes")
     (first, second), process = shipped_one.extenders, shipped_one.follows
     return [
-        Contender("ranked once", [filter_only(first), second], process),
-        Contender("filter only", [filter_only(first), filter_only(second)], process),
+        Contender("ranked once", [without_ranking(first), second], process),
+        Contender("filter only", [without_ranking(first), without_ranking(second)], process),
+        Contender("bound by kube-scheduler", [without(first, "bindVerb"), second], process),
         Contender("first entry only", [first], process),
         Contender("second entry only", [second], process),
     ]
@@ -310,9 +311,14 @@ def fewer_nodes(found: list[Contender], percentage: int) -> list[Contender]:
     ]
 
 
-def filter_only(extender: Json) -> Json:
+def without_ranking(extender: Json) -> Json:
     """An entry without its prioritize call."""
-    return {key: extender[key] for key in extender if key not in ("prioritizeVerb", "weight")}
+    return without(extender, "prioritizeVerb", "weight")
+
+
+def without(extender: Json, *left_out: str) -> Json:
+    """An entry without some of its settings."""
+    return {key: extender[key] for key in extender if key not in left_out}
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ is a pod's first: its hold is taken, its decision logged. What HTTP adds is in `
 In a loop of its own a call finds everything in the processor's caches. On a busy control plane it
 finds what other programs have left: with `--cold`, caches are filled with other data and other code
 before each call, of 500 names among 5,000 nodes, and before each pod's watch event. So measured, a
-call takes what it takes in `bench.cycle`.
+call takes about what it takes in `bench.cycle`.
 """
 
 import argparse

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import IO
@@ -155,6 +155,20 @@ class DecisionLog:
 
 def _size(line: bytes, pod: str) -> int:
     return len(line) + len(pod) + _OVERHEAD
+
+
+def as_array(lines: Iterable[bytes]) -> bytearray:
+    """Records as one JSON array, put together in a thread without keeping others waiting.
+
+    Ten thousand of them are 29 MB, which in one piece would hold up every call for 30 ms.
+    """
+    array = bytearray(b"[")
+    for line in lines:
+        if len(array) > 1:
+            array += b","
+        array += line
+    array += b"]"
+    return array
 
 
 def decode_record(line: bytes) -> Record:

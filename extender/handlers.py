@@ -16,7 +16,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from extender.binder import Binder
 from extender.calls import Calls
-from extender.decision_log import DecisionLog
+from extender.decision_log import DecisionLog, as_array
 from extender.inspection import describe_node, describe_nodes, health, observe
 from extender.ports import Clock, ModelSource
 from extender.settings import Settings
@@ -206,10 +206,10 @@ class Pages:
         if not 0 < number <= _MAX_DECISIONS:
             raise web.HTTPBadRequest(text=f"limit must be a number from 1 to {_MAX_DECISIONS}\n")
         found = self._decisions.recent(request.query.get("pod", ""), number)
-        return _json(b"[" + b",".join(found) + b"]")
+        return _json(await asyncio.to_thread(as_array, found))
 
 
-def _json(body: bytes) -> web.Response:
+def _json(body: bytes | bytearray) -> web.Response:
     return web.Response(body=body, content_type=_JSON)
 
 

@@ -66,33 +66,11 @@ class NodeFacts:
     version: int
 
 
-class View(msgspec.Struct, frozen=True, eq=False, gc=False):
-    """The derived arrays of one moment; names, shapes and units as in `extender.snapshot.Snapshot`.
-
-    newest: [N] seconds since the epoch. ``blocked`` and ``usage_age`` were computed at ``since``,
-    for ``lost`` (the API server is silent). They are used until ``until``: before another node's
-    usage becomes stale, and for a second at most.
-    """
-
-    id: int
-    index: NodeIndex
-    allocatable: Floats
-    forecast: Floats
-    expected: Floats
-    profile: Floats32
-    usage: Floats
-    free: Ints
-    emptied: Ints
-    newest: Floats
-    blocked: Ints
-    usage_age: Floats
-    since: float = np.inf
-    until: float = -np.inf
-    lost: bool = False
-
-
 class _Arrays(msgspec.Struct, frozen=True, eq=False, gc=False):
-    """The arrays of a view that changes are written to; the others are replaced."""
+    """What is derived and written to as nodes and pods change.
+
+    Names, shapes and units as in `extender.snapshot.Snapshot`; newest: [N] seconds since the epoch.
+    """
 
     allocatable: Floats
     forecast: Floats
@@ -113,6 +91,23 @@ class _Arrays(msgspec.Struct, frozen=True, eq=False, gc=False):
         for view in views.values():
             view.flags.writeable = False
         return views
+
+
+class View(_Arrays, frozen=True, eq=False, gc=False):
+    """The derived arrays of one moment, closed to writing.
+
+    ``blocked`` and ``usage_age`` were computed at ``since``, for ``lost`` (the API server is
+    silent). They are used until ``until``: before another node's usage becomes stale, and for a
+    second at most.
+    """
+
+    id: int
+    index: NodeIndex
+    blocked: Ints
+    usage_age: Floats
+    since: float = np.inf
+    until: float = -np.inf
+    lost: bool = False
 
 
 def node_facts(node: Node, resource: str) -> NodeFacts:
@@ -150,9 +145,9 @@ class NodeTable:
         self._raised = False  # whether pods have added anything since the last view
         self._arrays = _empty(0)
         self._view = View(
-            0,
-            self._index,
             **self._arrays.closed(),
+            id=0,
+            index=self._index,
             blocked=np.zeros(0, np.int64),
             usage_age=np.zeros(0),
         )

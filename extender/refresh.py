@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -17,14 +18,12 @@ from extender.settings import Settings
 from extender.state import NO_MODEL, Capture, State
 from extender.telemetry import Telemetry
 from models.arrays import Floats
+from models.freeing import free_in_pieces
 from models.model import Model
 from models.usage_source import UsageError, UsageSource
 from models.usage_store import UsageReader, UsageStore
 
 log = structlog.get_logger()
-
-_FREED = 1000
-"""Pods that are forgotten in one go: no other thread runs meanwhile."""
 
 
 class Refresher:
@@ -51,7 +50,7 @@ class Refresher:
         self._telemetry = telemetry
         self._champion: Champion | None = None
         self._pods: dict[str, PodFacts] = {}  # by UID, as of the newest capture
-        self._online: dict[str, str] = {}  # of them those whose usage is forecast: key -> UID
+        self._observed: Counter[str] = Counter()  # of them, by key, those whose usage is forecast
         self._in_force: tuple[dict[str, int], Floats, int] = ({}, np.zeros(0), 0)
         self._lock = asyncio.Lock()
 
@@ -82,8 +81,8 @@ class Refresher:
         async with self._lock:
             await self._capture()
             try:
-                await self._reader.catch_up(self._clock(), self._online.keys())
-                if self._asks and self._online and self._store.fresh < 0:
+                await self._reader.catch_up(self._clock(), self._observed.keys())
+                if self._asks and self._observed and self._store.fresh < 0:
                     log.warning(
                         "the usage query returns no pod: look at prometheus.query and "
                         "cluster_label, and at the labels namespace and pod"
@@ -104,12 +103,14 @@ class Refresher:
     def _follow(self, changes: Mapping[str, PodFacts | None]) -> None:
         for uid, pod in changes.items():
             before = self._pods.pop(uid, None)
-            if before is not None and self._online.get(before.key) == uid:
-                del self._online[before.key]
+            if before is not None and _is_observed(before):
+                self._observed[before.key] -= 1
+                if not self._observed[before.key]:
+                    del self._observed[before.key]
             if pod is not None:
                 self._pods[uid] = pod
-                if pod.node and not pod.offline:
-                    self._online[pod.key] = uid
+                if _is_observed(pod):
+                    self._observed[pod.key] += 1
 
     async def _forecast(self, champion: Champion | None) -> None:
         capture = await self._capture()
@@ -130,8 +131,7 @@ class Refresher:
     def _outlook(self, champion: Champion, capture: Capture) -> Outlook:
         pods = _with_requests(self._pods.values())
         found = champion.outlook(capture, pods, self._store)
-        while pods:
-            del pods[-_FREED:]
+        free_in_pieces(pods)
         return found
 
     def _compare(self, nodes: Sequence[str], outlook: Outlook) -> None:
@@ -177,6 +177,10 @@ def _recorded(
         advertise_share=share,
         usage=np.where(known, outlook.rhythm.usage, np.nan),
     )
+
+
+def _is_observed(pod: PodFacts) -> bool:
+    return bool(pod.node) and not pod.offline
 
 
 def _with_requests(pods: Iterable[PodFacts]) -> list[PodFacts]:

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Sequence
 import numpy as np
 
 from models.arrays import Bools, Floats, Floats32, Ints
+from models.freeing import free_in_pieces
 from models.grid import DAY, WEEK, WINDOW
 from models.usage_source import PrometheusSettings, UsageBlock, UsageError, UsageSource
 
@@ -23,9 +24,6 @@ _SAMPLES_PER_QUERY = 2_000_000
 
 _READ_AGAIN = 2
 """Windows before the newest that are asked for again, for samples that arrived late."""
-
-_FREED = 1000
-"""Names that are forgotten in one go."""
 
 
 class UsageStore:
@@ -198,16 +196,12 @@ class UsageReader:
         await asyncio.to_thread(self._store.forget, pods)
 
     def _write(self, blocks: list[UsageBlock], pods: Collection[str]) -> None:
-        """Take over a block and free it here, in a thread and in pieces.
-
-        A hundred thousand names take milliseconds, in which nobody else has the interpreter.
-        """
+        """Take over a block and free it here, in a thread."""
         block = blocks.pop()
         self._store.write(block, pods)
         names = list(block.pods)
         del block
-        while names:
-            del names[-_FREED:]
+        free_in_pieces(names)
 
     def _plan(self, stop: int, pods: int) -> None:
         """Add what lies between the store's newest window and ``stop`` to what is missing."""

@@ -15,6 +15,7 @@ from extender.decision_log import (
     End,
     Preemption,
     Record,
+    as_array,
     read_log,
 )
 from tests.extender_world import records_of
@@ -175,3 +176,9 @@ def test_flush_shows_what_is_buffered(tmp_path: Path) -> None:
     log.close()
     log.close()  # twice is harmless
     DecisionLog().flush()
+
+
+def test_lines_make_an_array() -> None:
+    records: list[Record] = [decision("default/a"), binding("default/a"), preemption("default/b")]
+    for some in ([], records[:1], records):
+        assert as_array(map(msgspec.json.encode, some)) == msgspec.json.encode(some)

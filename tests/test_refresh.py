@@ -6,6 +6,7 @@ import pytest
 from extender.memory import GridUsage
 from models.arrays import Floats
 from models.classical import CLASSICAL
+from models.freeing import free_in_pieces
 from models.grid import WINDOW, UsageGrid
 from models.model import Model
 from models.shipped import shipped
@@ -93,6 +94,9 @@ async def test_a_successor_of_the_same_name_may_come_before_its_predecessor_goes
     feed.put(before)
     assert (await refreshed(world))[:, 0].tolist() == pytest.approx([0.1, 0, 0])
     feed.put(after)
+    await refreshed(world)
+    feed.put(before)  # once more, while both are there
+    await refreshed(world)
     feed.remove(before)
     assert (await refreshed(world))[:, 0].tolist() == pytest.approx([0, 0.1, 0])
     world.now += 3 * WINDOW
@@ -130,3 +134,9 @@ def test_a_capture_holds_what_has_changed_since_the_last() -> None:
     world.cluster.delete_pod("default", "goes")
     assert world.state.capture().changes == {"uid-passes": None, "uid-goes": None}
     assert world.state.capture().changes == {}
+
+
+def test_what_is_freed_in_pieces_is_freed_whole() -> None:
+    items = list(range(2500))
+    free_in_pieces(items)
+    assert items == []
