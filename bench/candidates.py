@@ -1,19 +1,25 @@
 """What narrowing costs in placement quality, and what ranking by the peak's hour gains.
 
-    python -m bench.candidates [--trace DIR] [--nodes N] [--hours H] [--seeds S]
+And what it costs where kube-scheduler looks for fewer nodes (`percentageOfNodesToScore`).
+
+    python -m bench.candidates [--trace DIR] [--nodes N] [--hours H] [--seeds S] [--tables T ...]
 
 Replays a cluster (generated, or a trace folder) with 1, 8, 32, 128 and all candidates; then, on a
 generated cluster of which half the workloads peak by night, with ``peak_hour_weight`` at its
-default, alone, and at 0 (the ranking by daily peak only). Online pods that run at the start stay
-where they are; those that arrive later are decided. Printed for each: the nodes' peaks over the
-replay's last half as shares of their CPU, predicted (the last forecast for a day) and real, as
-standard deviation and 95th percentile; reclaimed core-hours; violations. Averages over the seeds.
+default, alone, and at 0 (the ranking by daily peak only); then the shipped configuration with
+kube-scheduler's own share of the nodes and with smaller ones (of 100 nodes or more). Online pods
+that run at the start stay where they are; those that arrive later are decided. Printed for each:
+the nodes' peaks over the replay's last half as shares of their CPU, predicted (the last forecast
+for a day) and real, as standard deviation and 95th percentile; reclaimed core-hours; violations.
+Averages over the seeds.
 """
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import polars as pl
 
@@ -30,6 +36,8 @@ from shadow.replay import replay
 from shadow.result import ReplayResult
 
 CANDIDATES = (1, 8, 32, 128, 0)
+TABLES = ("candidates", "ranking", "shares")
+SHARES = (0, 20, 10)
 REFRESH = 1800
 OFFLINE_LOAD = 0.5
 """Lower than a replay's default: jobs that wait in thousands are tried again whenever one ends,
@@ -50,12 +58,13 @@ POLICIES = {
 
 
 def main() -> None:
-    """Print both tables."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(prog="python -m bench.candidates")
     parser.add_argument("--trace", type=Path, help="Folder of a trace, instead of a generated one.")
     parser.add_argument("--nodes", type=int, default=SPEC.nodes, help="Of generated clusters.")
     parser.add_argument("--hours", type=float, default=6.0, help="How long to decide for.")
     parser.add_argument("--seeds", type=int, default=1, help="Runs that are averaged.")
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=TABLES, help="Which ones.")
     given = parser.parse_args()
     seeds = range(given.seeds)
     spec = replace(SPEC, nodes=given.nodes)
@@ -66,35 +75,36 @@ def main() -> None:
             traces, start = [read_trace(given.trace)] * given.seeds, None
         except TraceError as e:
             parser.error(str(e))
-    heading("candidates")
-    for count in CANDIDATES:
-        rows = [
-            measure(trace, Policy(), options(seed, start, given.hours, count))
-            for trace, seed in zip(traces, seeds, strict=True)
-        ]
-        line(str(count or "all"), np.mean(rows, axis=0))
-    spec = replace(spec, night_share=0.5, tide=(0.6, 0.9))
-    heading("ranking")
-    by_hour = [free_to_move(generate_trace(replace(spec, seed=seed))) for seed in seeds]
-    for name, policy in POLICIES.items():
-        rows = [
-            measure(trace, policy, options(seed, spec.start + LEARN, given.hours, 32))
-            for trace, seed in zip(by_hour, seeds, strict=True)
-        ]
-        line(name, np.mean(rows, axis=0))
-
-
-def options(seed: int, start: int | None, hours: float, candidates: int) -> ReplayOptions:
-    """How one line is replayed."""
-    return ReplayOptions(
-        seed=seed,
-        start=start,
-        hours=hours,
-        candidates=candidates,
-        choose_alone=False,
-        refresh=REFRESH,
-        offline_load=OFFLINE_LOAD,
+    shipped_options = ReplayOptions(
+        start=start, hours=given.hours, refresh=REFRESH, offline_load=OFFLINE_LOAD
     )
+    same_for_all = msgspec.structs.replace(shipped_options, choose_alone=False)
+    if "candidates" in given.tables:
+        heading("candidates")
+        for count in CANDIDATES:
+            chosen = msgspec.structs.replace(same_for_all, candidates=count)
+            line(str(count or "all"), mean(traces, Policy(), chosen))
+    if "ranking" in given.tables:
+        spec = replace(spec, night_share=0.5, tide=(0.6, 0.9))
+        by_hour = [free_to_move(generate_trace(replace(spec, seed=seed))) for seed in seeds]
+        chosen = msgspec.structs.replace(same_for_all, start=spec.start + LEARN)
+        heading("ranking")
+        for name, policy in POLICIES.items():
+            line(name, mean(by_hour, policy, chosen))
+    if "shares" in given.tables:
+        heading("nodes to score")
+        for share in SHARES:
+            chosen = msgspec.structs.replace(shipped_options, nodes_to_score=share)
+            line(f"{share} %" if share else "its own share", mean(traces, Policy(), chosen))
+
+
+def mean(traces: Sequence[Trace], policy: Policy, chosen: ReplayOptions) -> Floats:
+    """The figures of `measure`, averaged over a trace for each seed."""
+    found = [
+        measure(trace, policy, msgspec.structs.replace(chosen, seed=seed))
+        for seed, trace in enumerate(traces)
+    ]
+    return np.asarray(np.mean(found, axis=0))
 
 
 def free_to_move(trace: Trace) -> Trace:

@@ -22,6 +22,7 @@ import numpy as np
 import orjson
 
 from extender.app import Parts, Server
+from extender.forecasting import ThreadForecasting
 from extender.memory import FixedModel, MemoryCluster
 from extender.outlook import unknown
 from extender.ports import Feed
@@ -147,7 +148,9 @@ def build_server(nodes: int) -> Server:
     for name in node_names(nodes):
         status = NodeStatus(allocatable={"cpu": "32"}, capacity={"cpu": "32"})
         cluster.put_node(Node(metadata=Metadata(name=name), status=status))
-    server = Server(Parts(Settings(), lambda: NOW, cluster, None, FixedModel(None)))
+    settings = Settings()
+    nothing = ThreadForecasting(None, settings.prometheus)
+    server = Server(Parts(settings, lambda: NOW, cluster, nothing, FixedModel(None)))
     cluster.attach(server.state.node_feed(), server.state.pod_feed())
     capture = server.state.capture()
     outlook = unknown(nodes)

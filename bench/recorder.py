@@ -16,6 +16,7 @@ import numpy as np
 
 from bench.decide import node_names, request
 from extender.app import Parts, Server
+from extender.forecasting import ThreadForecasting
 from extender.memory import FixedModel, MemoryCluster
 from extender.recorder import Item
 from extender.recording import OnlinePod, Refresh
@@ -41,7 +42,8 @@ class Extender:
         for name in node_names(NODES):
             status = NodeStatus(allocatable={"cpu": "32"}, capacity={"cpu": "32"})
             cluster.put_node(Node(metadata=Metadata(name=name), status=status))
-        self.server = Server(Parts(settings, lambda: NOW, cluster, None, FixedModel(None)))
+        nothing = ThreadForecasting(None, settings.prometheus)
+        self.server = Server(Parts(settings, lambda: NOW, cluster, nothing, FixedModel(None)))
         cluster.attach(self.server.state.node_feed(), self.server.state.pod_feed())
         self.calls: list[float] = []
         self.handed: list[float] = []

@@ -24,6 +24,7 @@ from extender.calls import Calls
 from extender.connections import Connections
 from extender.decision_log import DecisionLog, End
 from extender.events import Events
+from extender.forecasting import Forecasting, ThreadForecasting
 from extender.handlers import Pages, Verbs
 from extender.lag import background_threads
 from extender.loops import Loops
@@ -36,7 +37,6 @@ from extender.state import State
 from extender.telemetry import Telemetry, configure_logs
 from extender.tls import Gate
 from models.errors import ArchimedesError, SettingsError
-from models.usage_source import UsageSource
 
 _SWITCH_SECONDS = 0.0001
 """How long a thread that forecasts may keep the interpreter while a call waits for it. A call needs
@@ -52,14 +52,13 @@ log = structlog.get_logger()
 class Parts:
     """What a server is made of; a demo or a test brings its own.
 
-    usage: None where there is none; then nothing is promised. learned_file: where it is kept what a
-    restart should not forget, None for nowhere.
+    learned_file: where it is kept what a restart should not forget, None for nowhere.
     """
 
     settings: Settings
     clock: Clock
     cluster: Cluster
-    usage: UsageSource | None
+    forecasting: Forecasting
     models: ModelSource
     learned_file: Path | None = None
     telemetry: Telemetry = field(default_factory=Telemetry)
@@ -82,7 +81,7 @@ class Server:
         self.gate = Gate(settings.tls, self.telemetry) if settings.tls.cert_file else None
         self.recorder = _open_recorder(settings, self.telemetry)
         self.refresher = Refresher(
-            self.state, parts.usage, settings, clock, self.telemetry, self.recorder
+            self.state, parts.forecasting, settings, clock, self.telemetry, self.recorder
         )
         self.events = Events(settings.events, clock, self.state, parts.cluster, self.telemetry)
         shared = (settings, clock, self.decisions, self.telemetry, self.events)
@@ -127,8 +126,7 @@ class Server:
         await self.binder.drain()
         self.loops.save_learned()
         await self.parts.cluster.close()
-        if self.parts.usage is not None:
-            await self.parts.usage.close()
+        await self.parts.forecasting.close()
         if self.recorder is not None:
             await asyncio.to_thread(self.recorder.close)
         self.decisions.close()
@@ -223,6 +221,7 @@ def production_parts(settings: Settings) -> Parts:
     from extender.champion import ChampionSource, fallback_model
     from extender.cluster import KubeCluster
     from extender.credentials import Credentials
+    from extender.forecast_process import ProcessForecasting
     from extender.kube import KubeApi
     from extender.registry_client import mlflow_headers
     from models.prometheus import PrometheusSource
@@ -230,11 +229,17 @@ def production_parts(settings: Settings) -> Parts:
     telemetry = Telemetry()
     api = KubeApi(Credentials(settings.kubeconfig))
     prometheus, store = settings.prometheus, Path(settings.model.directory)
+    forecasting: Forecasting = ThreadForecasting(None, prometheus)
+    if prometheus.url:
+        PrometheusSource(prometheus)  # what is wrong with its files is said now, not by the child
+        forecasting = ProcessForecasting(prometheus, settings.log_level)
+    else:
+        log.warning("prometheus.url is not set: there is no usage, so nothing is promised")
     return Parts(
         settings=settings,
         clock=time.time,
         cluster=KubeCluster(api, telemetry, np.random.default_rng()),
-        usage=PrometheusSource(prometheus) if prometheus.url else None,
+        forecasting=forecasting,
         models=ChampionSource(
             settings.model.tracking_uri,
             store,
@@ -274,8 +279,6 @@ async def _serve(server: Server) -> None:
     asyncio.get_running_loop().set_default_executor(background_threads())
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    if server.parts.usage is None:
-        log.warning("prometheus.url is not set: there is no usage, so nothing is promised")
     loops = asyncio.create_task(server.loops.run())
     try:
         async with listening(server) as url:

@@ -35,8 +35,8 @@ _SLIP_SECONDS = 5.0
 set, or the process stood still."""
 
 _COLLECT_SECONDS = 1.0
-"""Seconds between garbage collections while no forecast is made: each has a second's new objects to
-look through, about a millisecond. The lists of all pods that a refresh makes would take 20 ms."""
+"""Seconds between garbage collections: each has a second's new objects to look through, about a
+millisecond."""
 
 _GARBAGE = 100_000
 """New objects, some 20 MB, after which a collection comes in any case. Of what calls leave, only a
@@ -188,8 +188,7 @@ class Loops:
         gc.freeze()
         gc.set_threshold(_GARBAGE)
         while True:
-            if not self._refresher.busy:
-                gc.collect()
+            gc.collect()
             await asyncio.sleep(_COLLECT_SECONDS)
 
     async def _refresh(self) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import msgspec
 import numpy as np
 
 from extender.ask import PodFacts
-from extender.state import Capture
 from models.arrays import Floats
 from models.grid import WINDOW
 from models.habits import (
@@ -28,12 +28,40 @@ _LONG_RUNNING = 3 * WINDOW
 """Seconds after which a running pod must have been observed: a window, and scrapes that lag."""
 
 
+class CountedPod(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What a forecast needs to know of a pod; the fields are those of `extender.ask.PodFacts`."""
+
+    key: str
+    node: str
+    workload: str
+    offline: bool
+    request: float
+    started: float
+
+
+PodChanges = Iterator[tuple[str, CountedPod | None]]
+"""Pods by UID that are new or have changed, and None for each that is gone."""
+
+
+def counted(changes: Mapping[str, PodFacts | None]) -> PodChanges:
+    """What a capture found to be changed, as forecasts see it, one pod at a time."""
+    for uid, pod in changes.items():
+        yield uid, None if pod is None else _counted(pod)
+
+
+def _counted(pod: PodFacts) -> CountedPod:
+    return CountedPod(pod.key, pod.node, pod.workload, pod.offline, pod.request, pod.started)
+
+
 @dataclass(frozen=True, slots=True)
 class Outlook:
     """A refresh's result for N nodes.
 
-    newest: [N] seconds since the epoch at which a node's newest usage window ended.
+    usage_end: seconds since the epoch up to which usage was known, 0 before any was.
+    newest: [N] those at which a node's newest usage window ended.
     """
+
+    usage_end: int
 
     forecast: Forecast
     newest: Floats
@@ -52,15 +80,25 @@ class Champion:
         self._rolling = RollingForecast(model)
         self._habits = NO_HABITS  # of the last refresh: groups share workloads
 
-    def outlook(self, capture: Capture, pods: Collection[PodFacts], store: UsageStore) -> Outlook:
+    def outlook(
+        self,
+        nodes: Sequence[str],
+        allocatable: Floats,
+        pods: Collection[CountedPod],
+        store: UsageStore,
+    ) -> Outlook:
         """Forecast all nodes from what the store knows; takes seconds, so it runs in a thread.
 
-        ``pods``: all that request ordinary CPU, bound to a node or not.
+        Args:
+            nodes: N names.
+            allocatable: [N] cores.
+            pods: all that request ordinary CPU, bound to a node or not.
+            store: the pods' usage.
         """
-        result = unknown(len(capture.nodes))
-        groups = node_groups(capture.nodes, pods, self._rolling.groups or groups_for(len(pods)))
+        result = unknown(len(nodes), store.time)
+        groups = node_groups(nodes, pods, self._rolling.groups or groups_for(len(pods)))
         builder = HabitsBuilder([pod.workload for group in groups for pod in group.pods])
-        parts = (self._part(group, capture.allocatable, store, builder, result) for group in groups)
+        parts = (self._part(group, allocatable, store, builder, result) for group in groups)
         for group, forecast in zip(groups, self._rolling.refresh_groups(parts), strict=True):
             result.forecast.forecast[group.rows] = forecast.forecast
             result.forecast.expected[group.rows] = forecast.expected
@@ -69,7 +107,7 @@ class Champion:
 
     def _part(
         self,
-        group: NodeGroup[PodFacts],
+        group: NodeGroup[CountedPod],
         allocatable: Floats,
         store: UsageStore,
         builder: HabitsBuilder,
@@ -89,17 +127,18 @@ class Champion:
         return Part(history, keys, group.names)
 
 
-def unknown(nodes: int) -> Outlook:
-    """The outlook where nothing is known: NaN everywhere, so nothing is promised."""
+def unknown(nodes: int, usage_end: int = 0) -> Outlook:
+    """The outlook where nothing is forecast: NaN everywhere, so nothing is promised."""
     shape = (nodes, len(HORIZONS))
     return Outlook(
+        usage_end,
         Forecast(np.full(shape, np.nan), np.full(shape, np.nan)),
         np.full(nodes, -np.inf),
         no_rhythm(nodes),
     )
 
 
-def _newest(group: NodeGroup[PodFacts], observed: Floats, store: UsageStore) -> Floats:
+def _newest(group: NodeGroup[CountedPod], observed: Floats, store: UsageStore) -> Floats:
     """When each node's newest usage window ended, [N] seconds since the epoch; its pods', [P].
 
     A node is as fresh as its most recently observed pod. Where no pod has run for long enough to

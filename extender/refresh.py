@@ -1,16 +1,15 @@
-"""From usage to forecasts in service: reads new windows, forecasts in a thread, swaps models."""
+"""From usage to forecasts in service: when to forecast, for what, and what serves."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import structlog
 
-from extender.ask import PodFacts
-from extender.outlook import Champion, Outlook, unknown
+from extender.forecasting import Forecasting, PodTable, Usage
+from extender.outlook import CountedPod, Outlook, counted, unknown
 from extender.ports import Clock
 from extender.recorder import Recorder
 from extender.recording import OnlinePod, Refresh
@@ -20,8 +19,6 @@ from extender.telemetry import Telemetry
 from models.arrays import Floats
 from models.freeing import free_in_pieces
 from models.model import Model
-from models.usage_source import UsageError, UsageSource
-from models.usage_store import UsageReader, UsageStore
 
 log = structlog.get_logger()
 
@@ -32,7 +29,7 @@ class Refresher:
     def __init__(
         self,
         state: State,
-        source: UsageSource | None,
+        forecasting: Forecasting,
         settings: Settings,
         clock: Clock,
         telemetry: Telemetry,
@@ -40,24 +37,18 @@ class Refresher:
     ) -> None:
         """``recorder``: None where nobody wants to know later what was forecast."""
         self._state = state
-        self._asks = source is not None
-        self._store = UsageStore()
-        self._reader = UsageReader(source, self._store, settings.prometheus)
+        self._forecasting = forecasting
         self._fallback = settings.policy
         self._share = settings.advertise_share
         self._recorder = recorder
+        self._recorded = PodTable()  # as of the newest capture, where there is a recorder
         self._clock = clock
         self._telemetry = telemetry
-        self._champion: Champion | None = None
-        self._pods: dict[str, PodFacts] = {}  # by UID, as of the newest capture
-        self._observed: Counter[str] = Counter()  # of them, by key, those whose usage is forecast
+        self._model: Model | None = None
+        self._usage = Usage()
+        self._outlook = unknown(0)
         self._in_force: tuple[dict[str, int], Floats, int] = ({}, np.zeros(0), 0)
         self._lock = asyncio.Lock()
-
-    @property
-    def busy(self) -> bool:
-        """Whether usage is read or forecasts are made."""
-        return self._lock.locked()
 
     async def install(self, model: Model | None, source: str) -> None:
         """Put a model into service; until its first forecast is made, the old one serves.
@@ -65,79 +56,80 @@ class Refresher:
         Args:
             model: what shall serve; None for nothing, then nothing is promised.
             source: where it came from, for the metrics.
+
+        Raises:
+            ForecastingError: no forecast could be made; the old one serves on.
         """
         async with self._lock:
-            champion = None if model is None else Champion(model)
-            await self._forecast(champion)
-            replaced = [self._champion]
-            self._champion = champion
+            capture = await self._capture()
+            outlook = await self._forecasting.install(model, capture.nodes, capture.allocatable)
+            await self._serve(model, capture, outlook)
+            replaced = [self._model]
+            self._model = model
             await asyncio.to_thread(replaced.clear)  # LightGBM takes milliseconds to free a model
             self._telemetry.serving(model, source)
             log.info("model serves", version=self._state.model_version)
 
     async def refresh(self) -> None:
-        """Read new usage and forecast again. Where usage cannot be read, what is known stays."""
+        """Read new usage and forecast again. Where usage cannot be read, what is known stays.
+
+        Raises:
+            ForecastingError: no forecast could be made; what is in force stays.
+        """
         began = asyncio.get_running_loop().time()
         async with self._lock:
             await self._capture()
-            try:
-                await self._reader.catch_up(self._clock(), self._observed.keys())
-                if self._asks and self._observed and self._store.fresh < 0:
-                    log.warning(
-                        "the usage query returns no pod: look at prometheus.query and "
-                        "cluster_label, and at the labels namespace and pod"
-                    )
-            except UsageError as e:
-                self._telemetry.usage_errors.inc()
-                log.warning("usage cannot be read", error=str(e), newest=self._store.time)
-            await self._forecast(self._champion)
-        self._telemetry.usage_end.set(max(self._store.fresh, 0))
+            self._usage = await self._forecasting.read_usage(self._clock())
+            self._report(self._usage)
+            capture = await self._capture()  # reading may have taken minutes
+            outlook = await self._forecasting.forecast(capture.nodes, capture.allocatable)
+            await self._serve(self._model, capture, outlook)
         self._telemetry.refresh_seconds.set(asyncio.get_running_loop().time() - began)
 
     async def _capture(self) -> Capture:
-        """What to forecast for now; the pods are brought up to date."""
-        capture = self._state.capture()
-        await asyncio.to_thread(self._follow, capture.changes)
+        """What to forecast for now; what forecasts follow is brought up to date."""
+        anew = await self._forecasting.begin()
+        capture = self._state.capture(whole=anew)
+        await self._forecasting.follow(counted(capture.changes))
+        if self._recorder is not None:
+            await asyncio.to_thread(self._recorded.follow, counted(capture.changes))
         return capture
 
-    def _follow(self, changes: Mapping[str, PodFacts | None]) -> None:
-        for uid, pod in changes.items():
-            before = self._pods.pop(uid, None)
-            if before is not None and _is_observed(before):
-                self._observed[before.key] -= 1
-                if not self._observed[before.key]:
-                    del self._observed[before.key]
-            if pod is not None:
-                self._pods[uid] = pod
-                if _is_observed(pod):
-                    self._observed[pod.key] += 1
+    def _report(self, usage: Usage) -> None:
+        self._telemetry.usage_end.set(max(usage.fresh, 0))
+        if usage.error:
+            self._telemetry.usage_errors.inc()
+            log.warning("usage cannot be read", error=usage.error, newest=usage.time)
+        elif usage.time and usage.pods and usage.fresh < 0:
+            log.warning(
+                "the usage query returns no pod: look at prometheus.query and "
+                "cluster_label, and at the labels namespace and pod"
+            )
 
-    async def _forecast(self, champion: Champion | None) -> None:
-        capture = await self._capture()
-        outlook, version, policy = unknown(len(capture.nodes)), NO_MODEL, self._fallback
-        if champion is not None:
-            version, policy = champion.model.version, champion.model.policy
-            if self._store.time:
-                outlook = await asyncio.to_thread(self._outlook, champion, capture)
+    async def _serve(self, model: Model | None, capture: Capture, made: Outlook | None) -> None:
+        """Put what was made into force; ``made``: None where there is no model or no usage."""
+        if made is None and model is not None and self._outlook.usage_end:
+            return  # forecasting has begun anew, and knows less yet than what is in force
+        version, policy = NO_MODEL, self._fallback
+        if model is not None:
+            version, policy = model.version, model.policy
+        outlook = made or unknown(len(capture.nodes), self._usage.time)
         await asyncio.to_thread(self._compare, capture.nodes, outlook)
         self._state.serve(
             capture, outlook.forecast, outlook.newest, version, policy, outlook.rhythm
         )
         if self._recorder is not None:
-            about = (self._clock(), self._store.time, version, self._share)
-            pods = await asyncio.to_thread(_with_requests, self._pods.values())
+            about = (self._clock(), version, self._share)
+            pods = await asyncio.to_thread(self._recorded.counting)
             self._recorder.put(lambda: _recorded(capture, pods, outlook, *about))
-
-    def _outlook(self, champion: Champion, capture: Capture) -> Outlook:
-        pods = _with_requests(self._pods.values())
-        found = champion.outlook(capture, pods, self._store)
-        free_in_pieces(pods)
-        return found
+        replaced = [self._outlook]
+        self._outlook = outlook
+        await asyncio.to_thread(_free, replaced)
 
     def _compare(self, nodes: Sequence[str], outlook: Outlook) -> None:
         """Count in how many nodes the newest window was above the forecast then in force."""
         rows, forecast, time = self._in_force
-        if self._store.time > time:
+        if outlook.usage_end > time:
             pairs = [(rows[node], at) for at, node in enumerate(nodes) if node in rows]
             before, now = np.array(pairs, np.int64).reshape(-1, 2).T
             truth, promised = outlook.rhythm.usage[now], forecast[before]
@@ -147,24 +139,23 @@ class Refresher:
         self._in_force = (
             {node: at for at, node in enumerate(nodes)},
             outlook.forecast.forecast[:, 0],
-            self._store.time,
+            outlook.usage_end,
         )
 
 
 def _recorded(
     capture: Capture,
-    pods: Sequence[PodFacts],
+    pods: Sequence[CountedPod],
     outlook: Outlook,
     time: float,
-    usage_end: int,
     version: str,
     share: float,
 ) -> Refresh:
     """What is recorded of a refresh: the forecast, and the pods and the usage that count in it."""
-    known = outlook.newest >= usage_end  # where nothing was observed, usage counts as 0
+    known = outlook.newest >= outlook.usage_end  # where nothing was observed, usage counts as 0
     return Refresh(
         time=time,
-        usage_end=usage_end,
+        usage_end=outlook.usage_end,
         model_version=version,
         nodes=capture.nodes,
         allocatable=capture.allocatable,
@@ -179,10 +170,9 @@ def _recorded(
     )
 
 
-def _is_observed(pod: PodFacts) -> bool:
-    return bool(pod.node) and not pod.offline
-
-
-def _with_requests(pods: Iterable[PodFacts]) -> list[PodFacts]:
-    """The pods that count in a forecast."""
-    return [pod for pod in pods if pod.request or not pod.offline]
+def _free(outlooks: list[Outlook]) -> None:
+    """Let go of an outlook, in a thread: its names are as many as there are workloads."""
+    outlook = outlooks.pop()
+    names = list(outlook.rhythm.habits.index)
+    del outlook
+    free_in_pieces(names)

@@ -10,7 +10,7 @@ import hashlib
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import lightgbm as lgb
@@ -88,6 +88,18 @@ def save_model(model: Model, folder: Path) -> None:
     Raises:
         ArtifactError: the folder exists and is not empty, or cannot be written.
     """
+    try:
+        _write(folder, pack_model(model))
+    except OSError as e:
+        raise ArtifactError(f"the model cannot be written to {folder}: {e}") from e
+
+
+def pack_model(model: Model) -> dict[str, bytes]:
+    """What `save_model` writes: the content of each file by its name.
+
+    Raises:
+        ArtifactError: it is not a model that can be saved.
+    """
     spec, texts = _described(model.forecaster)
     manifest = Manifest(
         format=FORMAT,
@@ -99,11 +111,7 @@ def save_model(model: Model, folder: Path) -> None:
         golden=make_golden(model.forecaster, model.calibration, model.policy),
         files={name: _sha256(text) for name, text in texts.items()},
     )
-    document = msgspec.json.format(msgspec.json.encode(manifest), indent=0)
-    try:
-        _write(folder, {**texts, MANIFEST: document})
-    except OSError as e:
-        raise ArtifactError(f"the model cannot be written to {folder}: {e}") from e
+    return {**texts, MANIFEST: msgspec.json.format(msgspec.json.encode(manifest), indent=0)}
 
 
 def load_model(folder: Path, version: str = "") -> Model:
@@ -114,16 +122,26 @@ def load_model(folder: Path, version: str = "") -> Model:
             nonsense.
     """
     files = _read(folder)
-    document = files.pop(MANIFEST, None)
-    if document is None:
+    if MANIFEST not in files:
         raise ArtifactError(f"{folder} is not a model: it has no {MANIFEST}")
     try:
-        manifest = _manifest(document)
-        _check_files(manifest, files)
-        forecaster = _forecaster(manifest.forecaster, files)
-        check_golden(manifest.golden, forecaster, manifest.calibration, manifest.policy)
+        return unpack_model(files, version)
     except ArtifactError as e:
         raise ArtifactError(f"the model in {folder} cannot be used: {e}") from e
+
+
+def unpack_model(files: Mapping[str, bytes], version: str = "") -> Model:
+    """The model that `pack_model` packed; see `load_model`, whose checks these are.
+
+    Raises:
+        ArtifactError: as there; the text does not say where the model came from.
+    """
+    texts = dict(files)
+    document = texts.pop(MANIFEST)
+    manifest = _manifest(document)
+    _check_files(manifest, texts)
+    forecaster = _forecaster(manifest.forecaster, texts)
+    check_golden(manifest.golden, forecaster, manifest.calibration, manifest.policy)
     return Model(
         version or _sha256(document)[:12],
         forecaster,

@@ -175,11 +175,14 @@ class NodeState:
         return least, balance
 
 
-def sample_size(nodes: int) -> int:
-    """How many feasible nodes kube-scheduler looks for (`numFeasibleNodesToFind`)."""
-    if nodes < MIN_FEASIBLE:
+def sample_size(nodes: int, percentage: int = 0) -> int:
+    """How many feasible nodes kube-scheduler looks for (`numFeasibleNodesToFind`).
+
+    ``percentage``: `percentageOfNodesToScore` of its configuration, 0 for its own choice.
+    """
+    if nodes < MIN_FEASIBLE or percentage >= 100:
         return nodes
-    return max(nodes * max(50 - nodes // 125, 5) // 100, MIN_FEASIBLE)
+    return max(nodes * (percentage or max(50 - nodes // 125, 5)) // 100, MIN_FEASIBLE)
 
 
 def sample(fit: Bools, start: int, want: int) -> tuple[Ints, int]:

@@ -66,6 +66,10 @@ class ReplayOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Weight of the extender's scores in kube-scheduler's configuration, of each of its two entries
     (2, as shipped); both rank an offline pod."""
 
+    nodes_to_score: Annotated[int, Meta(ge=0, le=100)] = 0
+    """`percentageOfNodesToScore` of kube-scheduler's configuration: it offers so many percent of
+    the nodes, at least 100 of those that fit. 0 leaves the share to it, as its default does."""
+
     duration_blur: Annotated[float, Meta(ge=0)] = 0.0
     """Standard deviation of the log of expected / real duration of offline pods. 0 knows durations
     exactly, as an annotation may; 0.5 errs by a factor of 1.6, as users do."""

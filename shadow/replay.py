@@ -149,7 +149,7 @@ class _Replay:
         self._horizon: list[int] = pods.horizon.tolist()
         self._kind: list[int] = [0] * len(pods) if pods.kind is None else pods.kind.tolist()
         changes = self._node_changes()
-        self._want = sample_size(self._cluster.nodes.here)
+        self._want = self._sample_size()
         self._first = int(((pods.arrival == scenario.start) & ~pods.offline).sum())
         ticks = range(scenario.start + WINDOW, scenario.stop, WINDOW) if self._usage else range(0)
         self._timeline = Timeline(pods.arrival, self._first, ticks, scenario.stop, changes)
@@ -337,6 +337,9 @@ class _Replay:
         if self._placing is not None:
             self._placing.present(row, here=here)
 
+    def _sample_size(self) -> int:
+        return sample_size(self._cluster.nodes.here, self._options.nodes_to_score)
+
     def _change_node(self, row: int, time: int, *, here: bool) -> None:
         """A node joins or leaves.
 
@@ -344,7 +347,7 @@ class _Replay:
         in the trace; its offline pods start again elsewhere.
         """
         self._set_here(row, here=here)
-        self._want = sample_size(self._cluster.nodes.here)
+        self._want = self._sample_size()
         self._no_room.clear()
         if not here:
             there = [pod for pod, run in self._running.items() if self._record.node[run] == row]

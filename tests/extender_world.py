@@ -10,6 +10,7 @@ import orjson
 
 from extender.app import Parts, Server
 from extender.decision_log import DecisionLog, Record, decode_record
+from extender.forecasting import ThreadForecasting
 from extender.homes import REBUILD_LABEL
 from extender.memory import FixedModel, MemoryCluster
 from extender.outlook import unknown
@@ -120,9 +121,9 @@ class World:
             self.cluster.put_node(as_node(node_json(name, cpu)))
         self.settings = Settings(policy=PLAIN, **settings)
         self.models = FixedModel(None)
-        parts = Parts(
-            self.settings, lambda: self.now, self.cluster, usage, self.models, learned_file
-        )
+        self.forecasting = ThreadForecasting(usage, self.settings.prometheus)
+        outside = (self.cluster, self.forecasting, self.models)
+        parts = Parts(self.settings, lambda: self.now, *outside, learned_file)
         self.server = Server(parts)
         self.state = self.server.state
 

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 
 from extender.app import Parts, Server
 from extender.binder import CONFIRM_SECONDS
+from extender.forecasting import ThreadForecasting
 from extender.ledger import Stage
 from extender.locks import Lock
 from extender.memory import MemoryCluster
@@ -183,7 +184,8 @@ class Storm:
         """A new process, which knows only what the API server holds."""
         world = self.world
         settings = Settings(policy=world.settings.policy, candidates=2, hold_seconds=HOLD)
-        parts = Parts(settings, lambda: world.now, self.cluster, None, world.models)
+        forecasting = ThreadForecasting(None, settings.prometheus)
+        parts = Parts(settings, lambda: world.now, self.cluster, forecasting, world.models)
         world.server = Server(parts)
         world.state = world.server.state
         world.state.lock(self.cluster.locks, {})

@@ -4,32 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import msgspec
 import numpy as np
 import pytest
 
-from extender.ask import pod_facts
-from extender.outlook import Champion
-from extender.state import Capture
+from extender.outlook import Champion, CountedPod
 from models import node_groups
 from models.arrays import Floats32
 from models.classical import classical
-from models.kube.types import Pod
 from models.shipped import shipped
 from models.usage_source import UsageBlock
 from models.usage_store import UsageStore
-from tests.extender_world import RESOURCE, pod_json
 
 START = 1_700_000_100  # a multiple of 300
 NODES = tuple(f"n{number}" for number in range(6))
-PODS = tuple(
-    pod_facts(
-        msgspec.convert(pod_json(f"p{number}", cpu="1", node=NODES[number % 6]), Pod), RESOURCE
+ALLOCATABLE = np.full(len(NODES), 8.0)
+PODS = [
+    CountedPod(
+        f"default/p{number}", NODES[number % 6], f"default/Pod/p{number}", False, 1.0, np.inf
     )
     for number in range(24)
-)
-
-
+]
 KEYS = [pod.key for pod in PODS]
 
 
@@ -52,8 +46,7 @@ def test_a_champion_made_before_any_pod_was_listed_works_in_groups(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = shipped(classical("max-7d"))
-    capture = Capture(NODES, np.full(len(NODES), 8.0), {})
-    whole = Champion(model).outlook(capture, PODS, used())
+    whole = Champion(model).outlook(NODES, ALLOCATABLE, PODS, used())
     monkeypatch.setattr(node_groups, "_PODS_PER_GROUP", 8)
     taken: list[int] = []
     take = UsageStore.take
@@ -63,7 +56,7 @@ def test_a_champion_made_before_any_pod_was_listed_works_in_groups(
         return take(store, pods)
 
     monkeypatch.setattr(UsageStore, "take", noted)
-    grouped = Champion(model).outlook(capture, PODS, used())
+    grouped = Champion(model).outlook(NODES, ALLOCATABLE, PODS, used())
     assert sum(taken) == len(PODS)
     assert max(taken) < len(PODS)
     np.testing.assert_allclose(grouped.forecast.forecast, whole.forecast.forecast)
@@ -72,19 +65,18 @@ def test_a_champion_made_before_any_pod_was_listed_works_in_groups(
 
 def test_groups_learn_together(monkeypatch: pytest.MonkeyPatch) -> None:
     model = shipped(classical("trailing-max-24h"))
-    capture = Capture(NODES, np.full(len(NODES), 8.0), {})
     whole, grouped = Champion(model), Champion(model)
     store = used(hours=24)
-    whole.outlook(capture, PODS, store)
+    whole.outlook(NODES, ALLOCATABLE, PODS, store)
     monkeypatch.setattr(node_groups, "_PODS_PER_GROUP", 4)  # 6 groups, one of them without nodes
     groups = node_groups.node_groups(NODES, PODS, 6)
     assert min(len(group.names) for group in groups) == 0
-    grouped.outlook(capture, PODS, store)
+    grouped.outlook(NODES, ALLOCATABLE, PODS, store)
     for hour in range(60):
         use(store, START + (24 + hour) * 3600, hours=1)
-        expected = whole.outlook(capture, PODS, store).forecast
-        found = grouped.outlook(capture, PODS, store).forecast
+        expected = whole.outlook(NODES, ALLOCATABLE, PODS, store).forecast
+        found = grouped.outlook(NODES, ALLOCATABLE, PODS, store).forecast
         np.testing.assert_allclose(found.forecast, expected.forecast, rtol=1e-9)
         np.testing.assert_allclose(found.expected, expected.expected, rtol=1e-9)
-    fresh = Champion(model).outlook(capture, PODS, store).forecast
+    fresh = Champion(model).outlook(NODES, ALLOCATABLE, PODS, store).forecast
     assert (fresh.forecast != expected.forecast).any()  # there was something to learn

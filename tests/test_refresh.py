@@ -105,7 +105,7 @@ async def test_a_successor_of_the_same_name_may_come_before_its_predecessor_goes
     assert (await refreshed(world))[:, 0].tolist() == [0, 0, 0]
     world.now += 7200
     await refreshed(world)
-    assert world.server.refresher._store.newest(["default/a"]).tolist() == [-np.inf]  # forgotten
+    assert world.forecasting._store.newest(["default/a"]).tolist() == [-np.inf]  # forgotten
 
 
 async def test_usage_is_kept_of_bound_online_pods_only() -> None:
@@ -114,7 +114,7 @@ async def test_usage_is_kept_of_bound_online_pods_only() -> None:
     world.cluster.put_pod(as_pod(pod_json("b", cpu="1")))
     world.cluster.put_pod(as_pod(pod_json("c", 1000, node="n1")))
     await refreshed(world)
-    store = world.server.refresher._store
+    store = world.forecasting._store
     assert np.isfinite(store.newest([f"default/{name}" for name in "abc"])).tolist() == [
         True,
         False,

@@ -62,7 +62,7 @@ async def log_of(path: Path, *champions: Model) -> Path:
     world = World(NODES, decision_log=str(path), candidates=2, watch_max_age=600.0)
     for node in NODES:
         world.cluster.put_pod(as_pod(pod_json(f"on-{node}", cpu="4", node=node, phase="Running")))
-    world.server.refresher._store.write(
+    world.forecasting._store.write(
         await SteadyUsage().read(int(START) - DAY * WINDOW, DAY),
         {f"default/on-{node}" for node in NODES},
     )

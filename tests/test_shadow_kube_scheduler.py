@@ -48,6 +48,21 @@ def test_sample_size_is_adaptive(nodes: int, expected: int) -> None:
     assert sample_size(nodes) == expected
 
 
+@pytest.mark.parametrize(
+    ("nodes", "percentage", "expected"),
+    [
+        (99, 5, 99),  # below 100 all are looked at
+        (1000, 5, 100),  # 50, at least 100
+        (5000, 2, 100),
+        (5000, 5, 250),
+        (1523, 70, 1066),  # 1523 x 70 % = 1066.1
+        (5000, 100, 5000),
+    ],
+)
+def test_a_share_that_is_configured_is_used(nodes: int, percentage: int, expected: int) -> None:
+    assert sample_size(nodes, percentage) == expected
+
+
 def slow_sample(fit: list[bool], start: int, want: int) -> tuple[list[int], int]:
     """`findNodesThatPassFilters`, one node after the other.
 

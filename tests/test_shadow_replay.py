@@ -76,6 +76,17 @@ def state_of(result: ReplayResult, name: str) -> State:
     return State(int(result.state[result.pods.names.index(name)]))
 
 
+@pytest.mark.parametrize(("share", "found"), [(0, False), (80, False), (100, True)])
+def test_nodes_that_kube_scheduler_does_not_look_for_are_not_offered(
+    share: int, *, found: bool
+) -> None:
+    nodes = {f"n{number:03d}": (8.0, 64.0) for number in range(150)} | {"n149": (64.0, 64.0)}
+    trace = Trace("many", nodes_table(nodes), pods_table([job("a", 1.0, 100, 1)]), None)
+    options = ReplayOptions(start=START + NOON, nodes_to_score=share)
+    ((node, _, _),) = runs_of(replay(trace, None, options=options), "a")
+    assert (node == 149) is found  # the one with the most to give is the last of them
+
+
 # What a single node promises, by hand
 
 

@@ -8,11 +8,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from extender.ask import PodFacts, pod_facts
-from extender.outlook import Champion
+from extender.outlook import Champion, CountedPod
 from extender.recorder import Recorder
 from extender.recording import OnlinePod, Refresh
-from extender.state import Capture
 from models import node_groups
 from models.arrays import Floats
 from models.classical import CLASSICAL
@@ -23,7 +21,7 @@ from models.usage_source import PrometheusSettings, UsageBlock
 from models.usage_store import UsageReader, UsageStore
 from shadow.follow import Follower
 from shadow.state_file import StateFile
-from tests.extender_world import RESOURCE, START, as_pod, pod_json
+from tests.extender_world import START
 
 NODES = ("n1", "n2")
 PODS = {"default/a": "n1", "default/b": "n2", "default/c": "n2"}
@@ -46,16 +44,15 @@ class RisingUsage:
         """Nothing is open."""
 
 
-def online(key: str, node: str) -> PodFacts:
-    """An online pod that has run for long."""
-    pod = as_pod(pod_json(key.partition("/")[2], cpu="2", node=node, phase="Running"))
-    return pod_facts(pod, RESOURCE)
+def online(key: str, node: str) -> CountedPod:
+    """An online pod of its own."""
+    return CountedPod(key, node, f"default/Pod/{key}", False, 2.0, np.inf)
 
 
-CAPTURE = Capture(NODES, np.array([16.0, 16.0]), {})
+ALLOCATABLE = np.array([16.0, 16.0])
 
 
-def pods_at(number: int) -> list[PodFacts]:
+def pods_at(number: int) -> list[CountedPod]:
     """At a refresh: the pods, and a new one of the first's workload that is never observed."""
     pods = tuple(map(online, PODS, PODS.values()))
     new = online(f"default/new-{number}", "n1")
@@ -81,13 +78,13 @@ async def produce(tmp_path: Path) -> Path:
         now = START + number * EVERY
         await reader.catch_up(now, frozenset(PODS))
         pods = pods_at(number)
-        forecast = champion.outlook(CAPTURE, pods, store).forecast
+        forecast = champion.outlook(NODES, ALLOCATABLE, pods, store).forecast
         refresh = Refresh(
             time=now,
             usage_end=store.time,
             model_version="7",
             nodes=NODES,
-            allocatable=CAPTURE.allocatable,
+            allocatable=ALLOCATABLE,
             forecast=forecast.forecast,
             expected=forecast.expected,
             pods={
@@ -110,7 +107,7 @@ async def just_loaded(now: float) -> Floats:
     """What the model forecasts where it has learned nothing."""
     store = UsageStore()
     await UsageReader(RisingUsage(), store, USAGE).catch_up(now, frozenset(PODS))
-    return Champion(model()).outlook(CAPTURE, pods_at(0), store).forecast.forecast
+    return Champion(model()).outlook(NODES, ALLOCATABLE, pods_at(0), store).forecast.forecast
 
 
 def follower(log: Path, state: StateFile) -> Follower:

@@ -17,6 +17,7 @@ from archimedes.demo.world import World
 from archimedes.progress import Step
 from extender.app import Parts, Server, listening
 from extender.champion import ChampionSource
+from extender.forecasting import ThreadForecasting
 from extender.settings import ModelSettings, Settings
 from models.artifact import load_model, save_model
 from models.classical import classical
@@ -154,7 +155,8 @@ class _Service:
         source = ChampionSource(
             settings.model.tracking_uri, out / "models", clock=clock, fallback=None
         )
-        server = Server(Parts(settings, clock, cluster, usage_of(grid), source))
+        forecasting = ThreadForecasting(usage_of(grid), settings.prometheus)
+        server = Server(Parts(settings, clock, cluster, forecasting, source))
         cluster.attach(server.state.node_feed(), server.state.pod_feed())
         await server.loops.advertise()
         self._step("fetching the champion, training the challenger", 0.1)

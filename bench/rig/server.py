@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import os
 import signal
 import time
 from collections.abc import Callable, Coroutine
@@ -21,6 +22,7 @@ from typing import Literal, ParamSpec
 
 import msgspec
 
+from bench.rig import proc
 from extender.app import Parts, Server, production_parts, run
 from extender.champion import ModelStatus
 from extender.settings import load_settings
@@ -42,7 +44,7 @@ class Span(msgspec.Struct, frozen=True):
     """Something that the server did, from when to when (monotonic seconds).
 
     own: seconds of a core: of a lag, those of the loop's thread, which for the rest waited for the
-    interpreter or for a core; of a refresh or a swap, those of the process.
+    interpreter or for a core; of a refresh or a swap, those of the process and its child.
     """
 
     what: What
@@ -83,11 +85,16 @@ class Journal:
         """The call, written down each time."""
 
         async def timed(*args: Given.args, **named: Given.kwargs) -> None:
-            began, computed = time.monotonic(), time.process_time()
+            began, computed = time.monotonic(), _computed()
             await call(*args, **named)
-            self.note(what, began, time.process_time() - computed)
+            self.note(what, began, _computed() - computed)
 
         return timed
+
+
+def _computed() -> float:
+    """Seconds of a core that this process and its children have used."""
+    return sum(map(proc.cpu_seconds, proc.family(os.getpid())))
 
 
 def read_journal(path: Path) -> list[Span]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import yaml
 
+from bench.rig import proc
 from models.artifact import save_model
 from models.generator import ClusterSpec, generate_trace
 from models.trace import usage_grid
@@ -60,16 +61,12 @@ class Service:
         return float(found[1]) if found else 0.0
 
     def resident(self, field: str = "VmHWM") -> int:
-        """Bytes of memory: the highest so far, or ``VmRSS`` now."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        found = re.search(rf"^{field}:\s+(\d+) kB", status, re.MULTILINE)
-        assert found is not None, status
-        return int(found[1]) * 1024
+        """Bytes of its and its children's memory: the highest so far of each, or ``VmRSS`` now."""
+        return sum(proc.resident(pid, field) for pid in proc.family(self.process.pid))
 
     def cpu_seconds(self) -> float:
-        """Seconds of a core that it has used."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / 100  # utime and stime, in hundredths
+        """Seconds of a core that it and its children have used."""
+        return sum(map(proc.cpu_seconds, proc.family(self.process.pid)))
 
 
 @contextlib.contextmanager

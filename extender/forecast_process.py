@@ -1,0 +1,151 @@
+"""Forecasts made in a process of their own: the event loop shares no interpreter with them.
+
+A child that ends, for whatever reason, fails the question that it was asked. With the next one
+another child begins, with the same model; it is told of all pods and reads usage anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from extender.forecast_channel import (
+    Begin,
+    Channel,
+    ChannelClosedError,
+    Follow,
+    Install,
+    Predict,
+    ReadUsage,
+    answers,
+    pieces,
+    receive_answer,
+    receive_outlook,
+)
+from extender.forecasting import ForecastingError, Usage
+from extender.outlook import Outlook, PodChanges
+from models.arrays import Floats
+from models.artifact import pack_model
+from models.model import Model
+from models.usage_source import PrometheusSettings
+
+_ENDING_SECONDS = 2.0
+
+T = TypeVar("T")
+
+
+class ProcessForecasting:
+    """Asks a child process, which runs `extender.forecasting.ThreadForecasting`."""
+
+    def __init__(self, settings: PrometheusSettings, log_level: str) -> None:
+        self._begin = Begin(settings, log_level)
+        self._model: Model | None = None
+        self._child: _Child | None = None
+        self._told = False  # whether any child was told of pods
+        self._lost = False  # whether this one was not, though one before it was
+
+    @property
+    def pid(self) -> int | None:
+        """Of the child; None where there is none."""
+        return None if self._child is None else self._child.process.pid
+
+    async def begin(self) -> bool:
+        """Start a child where there is none; see `extender.forecasting.Forecasting`."""
+        if self._child is None:
+            self._lost, self._child = self._told, await asyncio.to_thread(_Child, self._begin)
+            if self._model is not None:
+                try:
+                    await self._ask(lambda child: child.install(self._model, (), np.zeros(0)))
+                except ForecastingError:
+                    await self.close()
+                    raise
+        return self._lost
+
+    async def follow(self, changes: PodChanges) -> None:
+        """See `extender.forecasting.Forecasting`."""
+        self._told, self._lost = True, False
+        await self._ask(lambda child: child.follow(changes))
+
+    async def read_usage(self, now: float) -> Usage:
+        """See `extender.forecasting.Forecasting`."""
+        return await self._ask(lambda child: child.read_usage(now))
+
+    async def install(
+        self, model: Model | None, nodes: Sequence[str], allocatable: Floats
+    ) -> Outlook | None:
+        """See `extender.forecasting.Forecasting`."""
+        outlook = await self._ask(lambda child: child.install(model, nodes, allocatable))
+        self._model = model
+        return outlook
+
+    async def forecast(self, nodes: Sequence[str], allocatable: Floats) -> Outlook | None:
+        """See `extender.forecasting.Forecasting`."""
+        return await self._ask(lambda child: child.forecast(nodes, allocatable))
+
+    async def close(self) -> None:
+        """End the child, whatever it does."""
+        child, self._child = self._child, None
+        if child is not None:
+            await asyncio.to_thread(child.end)
+
+    async def _ask(self, question: Callable[[_Child], T]) -> T:
+        """Ask the child in a thread; raises ForecastingError where it does not answer."""
+        child = self._child
+        if child is None:
+            raise ForecastingError("no process makes forecasts")
+        try:
+            return await asyncio.to_thread(question, child)
+        except ChannelClosedError as e:
+            self._child = None
+            status = await asyncio.to_thread(child.end)
+            raise ForecastingError(
+                f"the process that makes forecasts ended (status {status}); another one begins"
+            ) from e
+
+
+class _Child:
+    """One process. Its methods wait, and raise ChannelClosedError where it is gone."""
+
+    def __init__(self, begin: Begin) -> None:
+        own, its = socket.socketpair()
+        with its:
+            command = [sys.executable, "-m", "extender.forecast_child", str(its.fileno())]
+            self.process = subprocess.Popen(command, pass_fds=[its.fileno()])
+        self._channel = Channel(own, answers)
+        self._channel.send(begin)
+
+    def follow(self, changes: PodChanges) -> None:
+        for some in pieces(changes):
+            self._channel.send(Follow(some))
+
+    def read_usage(self, now: float) -> Usage:
+        self._channel.send(ReadUsage(now))
+        usage, _ = receive_answer(self._channel)
+        assert isinstance(usage, Usage)  # noqa: S101 - the only answer there is
+        return usage
+
+    def install(
+        self, model: Model | None, nodes: Sequence[str], allocatable: Floats
+    ) -> Outlook | None:
+        version, files = ("", None) if model is None else (model.version, pack_model(model))
+        self._channel.send(Install(version, files, nodes), allocatable)
+        return receive_outlook(self._channel)
+
+    def forecast(self, nodes: Sequence[str], allocatable: Floats) -> Outlook | None:
+        self._channel.send(Predict(nodes), allocatable)
+        return receive_outlook(self._channel)
+
+    def end(self) -> int:
+        """End it, whatever it does, and return its status."""
+        self._channel.close()
+        try:
+            return self.process.wait(_ENDING_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return self.process.wait()
