@@ -41,7 +41,8 @@ log = structlog.get_logger()
 
 def main() -> None:
     """Answer until the server is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's; the server decides when to end
+    for number in (signal.SIGINT, signal.SIGTERM):  # of a terminal, or of whoever ends all at once
+        signal.signal(number, signal.SIG_IGN)  # the server decides when to end
     os.nice(NICENESS)
     channel = Channel(socket.socket(fileno=int(sys.argv[1])), questions)
     begin, _ = channel.receive()

@@ -220,7 +220,8 @@ async def test_refreshes_recover_from_a_killed_process(process: ProcessForecasti
     assert lower == [True, False, False]  # a pod of the first one is gone
     assert world.state.model_version == "max-7d"
     await refresher.install(None, "test")
-    assert np.isnan(world.state.snapshot(world.now).forecast).all()
+    assert world.state.model_version == "none"
+    assert np.isinf(world.state.snapshot(world.now).usage_age).all()  # nothing is promised
 
 
 async def test_a_death_in_the_middle_of_a_question_ends_it() -> None:
@@ -261,12 +262,13 @@ async def test_a_process_that_ignores_its_end_is_killed(process: ProcessForecast
     assert not alive(pid)
 
 
-async def test_a_terminals_interrupt_leaves_it_to_the_server(process: ProcessForecasting) -> None:
+async def test_signals_to_all_leave_it_to_the_server(process: ProcessForecasting) -> None:
     await begun(process, champion())
     before = made(await process.forecast(NODES, ALLOCATABLE))
     pid = process.pid
     assert pid is not None
     os.kill(pid, signal.SIGINT)
+    os.kill(pid, signal.SIGTERM)
     assert_same(made(await process.forecast(NODES, ALLOCATABLE)), before)
     assert process.pid == pid
 

@@ -5,20 +5,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from tests.controlplane.process import children
+
 _TICKS = 100  # to the second, on Linux
 
 
 def family(pid: int) -> list[int]:
     """The process and its children."""
-    found = [pid]
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:  # it has ended since
-            continue
-        if int(fields[1]) == pid:
-            found.append(int(stat.parent.name))
-    return found
+    return [pid, *children(pid)]
 
 
 def resident(pid: int, field: str = "VmHWM") -> int:

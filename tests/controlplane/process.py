@@ -127,6 +127,18 @@ class Process:
             os.killpg(self.pid, number)
 
 
+def children(pid: int) -> dict[int, str]:
+    """The command lines of the processes that one has started and that run still, by their ids."""
+    found = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended since
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+            if parent == pid:
+                command = (stat.parent / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                found[int(stat.parent.name)] = command
+    return found
+
+
 def _dying_with_parent() -> list[str]:
     # util-linux's setpriv asks the kernel to kill the program when we die, however that comes
     # about, and becomes the program. Where it is missing, `stop` is all there is. We may die even

@@ -5,6 +5,8 @@ A paused program is worse than a killed one: connections are taken and nothing i
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -105,6 +107,28 @@ def test_nothing_is_promised_twice_around_a_pause(
 ) -> None:
     with load(world), pause(world):
         time.sleep(PAUSE)
+
+
+def test_calls_go_on_where_the_process_that_forecasts_is_killed(world: World) -> None:
+    extender = world.extender
+    killed = extender.forecaster()
+    assert killed is not None
+    with load(world):
+        os.kill(killed, signal.SIGKILL)
+        names = online(world, "web", 20)
+        workload.wait_for_phase(world.plane.admin, world.namespace, names, timeout=60)
+    wait_until(lambda: extender.forecaster() not in (None, killed), 60, "another process forecasts")
+    assert 'archimedes_loop_errors_total{loop="refresh"} 1.0' in extender.text("/metrics")
+    before = last_refresh(world)
+    wait_until(lambda: last_refresh(world) != before, 60, "it has forecast")
+    assert all(not node["blocked"] for node in extender.nodes().values())
+    world.delete("web")
+
+
+def last_refresh(world: World) -> str:
+    """For how long the last refresh took, which is never the same twice."""
+    lines = world.extender.text("/metrics").splitlines()
+    return next(line for line in lines if line.startswith("archimedes_refresh_seconds "))
 
 
 def test_nothing_is_promised_twice_around_a_new_api_server(world: World) -> None:

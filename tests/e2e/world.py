@@ -26,7 +26,7 @@ from tests.controlplane import kwok, objects, workload
 from tests.controlplane.api import Json
 from tests.controlplane.backfill import cumulated, write_openmetrics
 from tests.controlplane.cluster import ControlPlane
-from tests.controlplane.process import Process, free_port, wait_until
+from tests.controlplane.process import Process, children, free_port, wait_until
 from tests.controlplane.prometheus import Prometheus
 from trainer.fit import calibrate_model
 from trainer.machines import placement_of
@@ -107,6 +107,12 @@ class Extender:
     def log(self) -> str:
         """The end of its log."""
         return "" if self._process is None else self._process.log_tail()
+
+    def forecaster(self) -> int | None:
+        """The id of the process that makes its forecasts, None while there is none."""
+        assert self._process is not None
+        own = children(self._process.pid).items()
+        return next((pid for pid, command in own if "forecast_child" in command), None)
 
     def _forecasts(self) -> bool:
         nodes = self.nodes()
