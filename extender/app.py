@@ -39,8 +39,8 @@ from extender.tls import Gate
 from models.errors import ArchimedesError, SettingsError
 
 _SWITCH_SECONDS = 0.0001
-"""How long a thread that forecasts may keep the interpreter while a call waits for it. A call needs
-the interpreter two or three times, so this adds less than a third of a millisecond to it."""
+"""How long another thread may keep the interpreter while a call waits for it. A call needs the
+interpreter two or three times, so this adds less than a third of a millisecond to it."""
 
 _OTHER_FILES = 64
 """File descriptors that are needed beside those of callers: watches, binds, logs, certificates."""

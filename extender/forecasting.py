@@ -17,7 +17,6 @@ import msgspec
 from extender.outlook import Champion, CountedPod, Outlook, PodChanges
 from models.arrays import Floats
 from models.errors import ArchimedesError
-from models.freeing import free_in_pieces
 from models.model import Model
 from models.usage_source import PrometheusSettings, UsageError, UsageSource
 from models.usage_store import UsageReader, UsageStore
@@ -151,13 +150,8 @@ class ThreadForecasting:
     ) -> Outlook | None:
         if champion is None or not self._store.time:
             return None
-        return await asyncio.to_thread(self._outlook, champion, nodes, allocatable)
-
-    def _outlook(self, champion: Champion, nodes: Sequence[str], allocatable: Floats) -> Outlook:
         pods = self._pods.counting()
-        found = champion.outlook(nodes, allocatable, pods, self._store)
-        free_in_pieces(pods)
-        return found
+        return await asyncio.to_thread(champion.outlook, nodes, allocatable, pods, self._store)
 
 
 def _is_observed(pod: CountedPod) -> bool:

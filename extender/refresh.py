@@ -17,8 +17,10 @@ from extender.settings import Settings
 from extender.state import NO_MODEL, Capture, State
 from extender.telemetry import Telemetry
 from models.arrays import Floats
-from models.freeing import free_in_pieces
 from models.model import Model
+
+_FREED_AT_ONCE = 1000
+"""Names that are freed in one go, in which no other thread has the interpreter."""
 
 log = structlog.get_logger()
 
@@ -175,4 +177,5 @@ def _free(outlooks: list[Outlook]) -> None:
     outlook = outlooks.pop()
     names = list(outlook.rhythm.habits.index)
     del outlook
-    free_in_pieces(names)
+    while names:
+        del names[-_FREED_AT_ONCE:]

@@ -9,7 +9,6 @@ from collections.abc import Collection, Iterator, Sequence
 import numpy as np
 
 from models.arrays import Bools, Floats, Floats32, Ints
-from models.freeing import free_in_pieces
 from models.grid import DAY, WEEK, WINDOW
 from models.usage_source import PrometheusSettings, UsageBlock, UsageError, UsageSource
 
@@ -188,20 +187,12 @@ class UsageReader:
         while self._missing:
             first, windows = self._missing.popleft()
             try:
-                blocks = [await self._source.read(first * WINDOW, windows)]
+                block = await self._source.read(first * WINDOW, windows)
             except UsageError:
                 self._missing.append((first, windows))
                 raise
-            await asyncio.to_thread(self._write, blocks, pods)
+            await asyncio.to_thread(self._store.write, block, pods)
         await asyncio.to_thread(self._store.forget, pods)
-
-    def _write(self, blocks: list[UsageBlock], pods: Collection[str]) -> None:
-        """Take over a block and free it here, in a thread."""
-        block = blocks.pop()
-        self._store.write(block, pods)
-        names = list(block.pods)
-        del block
-        free_in_pieces(names)
 
     def _plan(self, stop: int, pods: int) -> None:
         """Add what lies between the store's newest window and ``stop`` to what is missing."""

@@ -95,6 +95,13 @@ Dask = Annotated[
     str | None,
     typer.Option("--dask", help="Address of a Dask scheduler: replay on its workers instead."),
 ]
+NodesToScore = Annotated[
+    int,
+    typer.Option(
+        "--nodes-to-score",
+        help="percentageOfNodesToScore of kube-scheduler's configuration; 0 is its own choice.",
+    ),
+]
 Evict = Annotated[
     bool, typer.Option("--evict", help="Evict offline pods from nodes above the ceiling.")
 ]
@@ -121,6 +128,7 @@ def replay(
     offline_load: OfflineLoad = 0.75,
     refresh_minutes: Refresh = 15,
     blur: Blur = 0.0,
+    nodes_to_score: NodesToScore = 0,
     evict: Evict = False,
     seeds: Seeds = 1,
     jobs: Jobs = None,
@@ -136,7 +144,7 @@ def replay(
 ) -> None:
     """Decide a trace's pods again with the extender's own functions while its time passes."""
     options = replay_options(
-        hours, nodes, node_cpu, seed, offline_load, refresh_minutes, blur, evict
+        hours, nodes, node_cpu, seed, offline_load, refresh_minutes, blur, nodes_to_score, evict
     )
     from models.trace import read_trace
     from shadow import machines as counting
@@ -202,6 +210,7 @@ def compare(
     offline_load: OfflineLoad = 0.75,
     refresh_minutes: Refresh = 15,
     blur: Blur = 0.0,
+    nodes_to_score: NodesToScore = 0,
     evict: Evict = False,
     seeds: Seeds = 1,
     jobs: Jobs = None,
@@ -213,7 +222,7 @@ def compare(
 ) -> None:
     """Replay a trace under both models on the same pods and judge the challenger."""
     options = replay_options(
-        hours, nodes, node_cpu, seed, offline_load, refresh_minutes, blur, evict
+        hours, nodes, node_cpu, seed, offline_load, refresh_minutes, blur, nodes_to_score, evict
     )
     from models.trace import read_trace
     from shadow import report
@@ -264,6 +273,7 @@ def replay_options(
     offline_load: float,
     refresh_minutes: int,
     blur: float,
+    nodes_to_score: int,
     evict: bool,
 ) -> ReplayOptions:
     """What the command line says, checked.
@@ -281,6 +291,7 @@ def replay_options(
         "offline_load": offline_load,
         "refresh": refresh_minutes * 60,
         "duration_blur": blur,
+        "nodes_to_score": nodes_to_score,
         "evict": evict,
     }
     try:

@@ -6,7 +6,6 @@ import pytest
 from extender.memory import GridUsage
 from models.arrays import Floats
 from models.classical import CLASSICAL
-from models.freeing import free_in_pieces
 from models.grid import WINDOW, UsageGrid
 from models.model import Model
 from models.shipped import shipped
@@ -134,9 +133,3 @@ def test_a_capture_holds_what_has_changed_since_the_last() -> None:
     world.cluster.delete_pod("default", "goes")
     assert world.state.capture().changes == {"uid-passes": None, "uid-goes": None}
     assert world.state.capture().changes == {}
-
-
-def test_what_is_freed_in_pieces_is_freed_whole() -> None:
-    items = list(range(2500))
-    free_in_pieces(items)
-    assert items == []

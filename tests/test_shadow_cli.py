@@ -157,6 +157,7 @@ def test_a_trace_without_usage(tmp_path: Path) -> None:
         (["--nodes", "0"], "nodes"),
         (["--offline-load", "-0.5"], "offline_load"),
         (["--blur", "-2"], "duration_blur"),
+        (["--nodes-to-score", "101"], "nodes_to_score"),
     ],
 )
 def test_an_option_out_of_range_is_named(trace: str, arguments: list[str], says: str) -> None:

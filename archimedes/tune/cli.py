@@ -19,6 +19,7 @@ from shadow.cli import (
     Evict,
     NodeCpu,
     Nodes,
+    NodesToScore,
     OfflineLoad,
     Refresh,
     read_policy,
@@ -100,6 +101,7 @@ def tune(
     offline_load: OfflineLoad = 0.75,
     refresh_minutes: Refresh = 30,
     blur: Blur = 0.0,
+    nodes_to_score: NodesToScore = 0,
     evict: Evict = False,
     out: Annotated[
         Path | None, typer.Option("--out", help="Write the found policy to this file (YAML).")
@@ -116,7 +118,7 @@ def tune(
 ) -> None:
     """Search the policy that reclaims most at a violation budget, judged on later days."""
     options = replay_options(
-        None, nodes, node_cpu, seed, offline_load, refresh_minutes, blur, evict
+        None, nodes, node_cpu, seed, offline_load, refresh_minutes, blur, nodes_to_score, evict
     )
     from archimedes.tune import report
     from archimedes.tune import run as tuning
