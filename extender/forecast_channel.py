@@ -33,11 +33,22 @@ Pieces = TypeVar("Pieces")
 M = TypeVar("M")
 
 
+class PackedModel(msgspec.Struct, frozen=True):
+    """A model's version, and its files as `models.artifact.pack_model` makes them."""
+
+    version: str
+    files: dict[str, bytes]
+
+
 class Begin(msgspec.Struct, frozen=True, tag=True):
-    """The first message: where usage comes from, and what is logged."""
+    """The first message, which is not answered.
+
+    Where usage comes from, what is logged, and the model of the process before, if there was one.
+    """
 
     prometheus: PrometheusSettings
     log_level: str
+    model: PackedModel | None
 
 
 class Follow(msgspec.Struct, frozen=True, tag=True):
@@ -53,13 +64,9 @@ class ReadUsage(msgspec.Struct, frozen=True, tag=True):
 
 
 class Install(msgspec.Struct, frozen=True, tag=True):
-    """Another model: its version and files, which are None for no model. Arrays: allocatable.
+    """Another model, or none. Arrays: allocatable. Answered with `Made` or `NothingMade`."""
 
-    Answered with `Made` or `NothingMade`.
-    """
-
-    version: str
-    files: dict[str, bytes] | None
+    model: PackedModel | None
     nodes: Sequence[str]
 
 
@@ -91,7 +98,8 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     why: str
 
 
-Question = Begin | Follow | ReadUsage | Install | Predict
+Asked = ReadUsage | Install | Predict
+Question = Begin | Follow | Asked
 Answer = Usage | Workloads | Made | NothingMade | Failed
 questions: msgspec.msgpack.Decoder[Question] = msgspec.msgpack.Decoder(Question)
 answers: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
@@ -189,8 +197,10 @@ def receive_outlook(channel: Channel[Answer]) -> Outlook | None:
                 forecast, expected, newest, usage, shape, need, profile = arrays
                 rhythm = Rhythm(usage, shape, Habits(index, need, profile))
                 return Outlook(usage_end, Forecast(forecast, expected), newest, rhythm)
-            case _:
+            case NothingMade():
                 return None
+            case _:
+                raise TypeError(f"{type(message).__name__} does not answer what was asked")
 
 
 def receive_answer(channel: Channel[Answer]) -> tuple[Answer, list[Array]]:

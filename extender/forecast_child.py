@@ -12,17 +12,20 @@ import socket
 import sys
 import threading
 
+import numpy as np
 import structlog
 import uvloop
 
 from extender.forecast_channel import (
     Array,
+    Asked,
     Begin,
     Channel,
     ChannelClosedError,
     Failed,
     Follow,
     Install,
+    PackedModel,
     Predict,
     Question,
     ReadUsage,
@@ -30,11 +33,15 @@ from extender.forecast_channel import (
     send_outlook,
 )
 from extender.forecasting import ThreadForecasting, Usage
-from extender.lag import NICENESS
 from extender.outlook import Outlook
 from extender.telemetry import configure_logs
 from models.artifact import unpack_model
+from models.model import Model
 from models.prometheus import PrometheusSource
+
+_NICENESS = 10
+"""By how much it is nicer than the server. It keeps nobody from an interpreter, so unlike a thread
+of the server it may wait for a core."""
 
 log = structlog.get_logger()
 
@@ -43,7 +50,9 @@ def main() -> None:
     """Answer until the server is gone."""
     for number in (signal.SIGINT, signal.SIGTERM):  # of a terminal, or of whoever ends all at once
         signal.signal(number, signal.SIG_IGN)  # the server decides when to end
-    os.nice(NICENESS)
+    # Beside the server itself: the thread of it that started this process is nicer already.
+    servers = os.getpriority(os.PRIO_PROCESS, os.getppid())
+    os.setpriority(os.PRIO_PROCESS, 0, servers + _NICENESS)
     channel = Channel(socket.socket(fileno=int(sys.argv[1])), questions)
     begin, _ = channel.receive()
     assert isinstance(begin, Begin)  # noqa: S101 - both ends are of one version
@@ -57,18 +66,23 @@ async def _answer(channel: Channel[Question], begin: Begin) -> None:
     loop = asyncio.get_running_loop()
 
     def listen() -> None:
+        status = 1
         try:
             while True:
                 loop.call_soon_threadsafe(asked.put_nowait, channel.receive())
         except ChannelClosedError:
-            os._exit(0)  # nobody waits for what is under way, however long it would take
+            status = 0
+        finally:
+            os._exit(status)  # nobody waits for what is under way, however long it would take
 
     threading.Thread(target=listen, name="listen", daemon=True).start()
+    await forecasting.install(_unpacked(begin.model), (), np.zeros(0))
     while True:
         question, arrays = await asked.get()
         if isinstance(question, Follow):
             await forecasting.follow(iter(question.changes))
             continue
+        assert not isinstance(question, Begin)  # noqa: S101 - it comes first and once
         try:
             answer = await _answer_to(question, arrays, forecasting)
         except Exception as e:
@@ -81,18 +95,19 @@ async def _answer(channel: Channel[Question], begin: Begin) -> None:
 
 
 async def _answer_to(
-    question: Question, arrays: list[Array], forecasting: ThreadForecasting
+    question: Asked, arrays: list[Array], forecasting: ThreadForecasting
 ) -> Usage | Failed | Outlook | None:
     match question:
         case ReadUsage(now):
             return await forecasting.read_usage(now)
-        case Install(version, files, nodes):
-            model = None if files is None else unpack_model(files, version)
-            return await forecasting.install(model, nodes, *arrays)
+        case Install(model, nodes):
+            return await forecasting.install(_unpacked(model), nodes, *arrays)
         case Predict(nodes):
             return await forecasting.forecast(nodes, *arrays)
-        case _:
-            return Failed(f"{type(question).__name__} is no question")
+
+
+def _unpacked(model: PackedModel | None) -> Model | None:
+    return None if model is None else unpack_model(model.files, model.version)
 
 
 if __name__ == "__main__":

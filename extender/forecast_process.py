@@ -13,14 +13,13 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-import numpy as np
-
 from extender.forecast_channel import (
     Begin,
     Channel,
     ChannelClosedError,
     Follow,
     Install,
+    PackedModel,
     Predict,
     ReadUsage,
     answers,
@@ -44,11 +43,11 @@ class ProcessForecasting:
     """Asks a child process, which runs `extender.forecasting.ThreadForecasting`."""
 
     def __init__(self, settings: PrometheusSettings, log_level: str) -> None:
-        self._begin = Begin(settings, log_level)
-        self._model: Model | None = None
+        self._settings = settings
+        self._log_level = log_level
+        self._model: PackedModel | None = None
         self._child: _Child | None = None
-        self._told = False  # whether any child was told of pods
-        self._lost = False  # whether this one was not, though one before it was
+        self._new = False  # whether the child was told of no pods yet
 
     @property
     def pid(self) -> int | None:
@@ -58,19 +57,18 @@ class ProcessForecasting:
     async def begin(self) -> bool:
         """Start a child where there is none; see `extender.forecasting.Forecasting`."""
         if self._child is None:
-            self._lost, self._child = self._told, await asyncio.to_thread(_Child, self._begin)
-            if self._model is not None:
-                try:
-                    await self._ask(lambda child: child.install(self._model, (), np.zeros(0)))
-                except ForecastingError:
-                    await self.close()
-                    raise
-        return self._lost
+            begin = Begin(self._settings, self._log_level, self._model)
+            try:
+                self._child = await asyncio.to_thread(_Child, begin)
+            except (OSError, ChannelClosedError) as e:
+                raise ForecastingError(f"no process that makes forecasts could begin: {e}") from e
+            self._new = True
+        return self._new
 
     async def follow(self, changes: PodChanges) -> None:
         """See `extender.forecasting.Forecasting`."""
-        self._told, self._lost = True, False
         await self._ask(lambda child: child.follow(changes))
+        self._new = False
 
     async def read_usage(self, now: float) -> Usage:
         """See `extender.forecasting.Forecasting`."""
@@ -80,13 +78,16 @@ class ProcessForecasting:
         self, model: Model | None, nodes: Sequence[str], allocatable: Floats
     ) -> Outlook | None:
         """See `extender.forecasting.Forecasting`."""
-        outlook = await self._ask(lambda child: child.install(model, nodes, allocatable))
-        self._model = model
+        packed = None
+        if model is not None:
+            packed = PackedModel(model.version, await asyncio.to_thread(pack_model, model))
+        outlook = await self._ask(lambda child: child.outlook(Install(packed, nodes), allocatable))
+        self._model = packed
         return outlook
 
     async def forecast(self, nodes: Sequence[str], allocatable: Floats) -> Outlook | None:
         """See `extender.forecasting.Forecasting`."""
-        return await self._ask(lambda child: child.forecast(nodes, allocatable))
+        return await self._ask(lambda child: child.outlook(Predict(nodes), allocatable))
 
     async def close(self) -> None:
         """End the child, whatever it does."""
@@ -95,15 +96,22 @@ class ProcessForecasting:
             await asyncio.to_thread(child.end)
 
     async def _ask(self, question: Callable[[_Child], T]) -> T:
-        """Ask the child in a thread; raises ForecastingError where it does not answer."""
+        """Ask the child in a thread; raises ForecastingError where it does not answer.
+
+        Where anything else goes wrong the child goes, as nobody knows what it will say next.
+        """
         child = self._child
         if child is None:
             raise ForecastingError("no process makes forecasts")
         try:
             return await asyncio.to_thread(question, child)
-        except ChannelClosedError as e:
+        except ForecastingError:
+            raise
+        except BaseException as e:
             self._child = None
             status = await asyncio.to_thread(child.end)
+            if not isinstance(e, ChannelClosedError):
+                raise
             raise ForecastingError(
                 f"the process that makes forecasts ended (status {status}); another one begins"
             ) from e
@@ -113,12 +121,21 @@ class _Child:
     """One process. Its methods wait, and raise ChannelClosedError where it is gone."""
 
     def __init__(self, begin: Begin) -> None:
+        """Raises OSError where it cannot be started."""
         own, its = socket.socketpair()
-        with its:
-            command = [sys.executable, "-m", "extender.forecast_child", str(its.fileno())]
-            self.process = subprocess.Popen(command, pass_fds=[its.fileno()])
         self._channel = Channel(own, answers)
-        self._channel.send(begin)
+        command = [sys.executable, "-m", "extender.forecast_child", str(its.fileno())]
+        try:
+            with its:
+                self.process = subprocess.Popen(command, pass_fds=[its.fileno()])
+        except OSError:
+            self._channel.close()
+            raise
+        try:
+            self._channel.send(begin)
+        except ChannelClosedError:
+            self.end()
+            raise
 
     def follow(self, changes: PodChanges) -> None:
         for some in pieces(changes):
@@ -130,15 +147,8 @@ class _Child:
         assert isinstance(usage, Usage)  # noqa: S101 - the only answer there is
         return usage
 
-    def install(
-        self, model: Model | None, nodes: Sequence[str], allocatable: Floats
-    ) -> Outlook | None:
-        version, files = ("", None) if model is None else (model.version, pack_model(model))
-        self._channel.send(Install(version, files, nodes), allocatable)
-        return receive_outlook(self._channel)
-
-    def forecast(self, nodes: Sequence[str], allocatable: Floats) -> Outlook | None:
-        self._channel.send(Predict(nodes), allocatable)
+    def outlook(self, question: Install | Predict, allocatable: Floats) -> Outlook | None:
+        self._channel.send(question, allocatable)
         return receive_outlook(self._channel)
 
     def end(self) -> int:

@@ -44,7 +44,7 @@ class Forecasting(Protocol):
     """What makes the forecasts. Each method raises ForecastingError where it cannot do its part."""
 
     async def begin(self) -> bool:
-        """Be ready for questions; whether all that was told of pods before is lost."""
+        """Be ready for questions; whether it has to be told of all pods, as at the start."""
 
     async def follow(self, changes: PodChanges) -> None:
         """Hear of pods."""
@@ -83,6 +83,10 @@ class PodTable:
         """Those that request ordinary CPU, on a node or not."""
         return [pod for pod in self._pods.values() if pod.request or not pod.offline]
 
+    def all(self) -> PodChanges:
+        """All pods, for a table that is empty."""
+        return iter(self._pods.items())
+
     def follow(self, changes: PodChanges) -> None:
         """Take over changes."""
         for uid, pod in changes:
@@ -109,7 +113,7 @@ class ThreadForecasting:
         self._champion: Champion | None = None
 
     async def begin(self) -> bool:
-        """Nothing is ever lost."""
+        """Nothing that it was told of is ever lost."""
         return False
 
     async def follow(self, changes: PodChanges) -> None:

@@ -40,7 +40,7 @@ class Turns:
 
 
 def background_threads() -> ThreadPoolExecutor:
-    """Threads for what takes long, such as forecasts, that leave the cores to the event loop."""
+    """Threads for what takes long, such as files, that leave the cores to the event loop."""
     return ThreadPoolExecutor(thread_name_prefix="background", initializer=_be_nice)
 
 

@@ -13,6 +13,7 @@ import structlog
 
 from extender.binder import Binder
 from extender.decision_log import DecisionLog
+from extender.forecasting import ForecastingError
 from extender.lag import Turns, probe_lag
 from extender.learned import Learned, load_learned, save_learned
 from extender.ports import Clock, Cluster, ClusterError, ModelSource
@@ -22,6 +23,7 @@ from extender.settings import Settings
 from extender.state import State
 from extender.telemetry import Telemetry
 from extender.watchers import lock_feed, run_feed
+from models.model import Model
 from models.policy import HORIZONS
 
 _TICK_SECONDS = 1.0
@@ -41,6 +43,12 @@ millisecond."""
 _GARBAGE = 100_000
 """New objects, some 20 MB, after which a collection comes in any case. Of what calls leave, only a
 few objects a second hold each other so that a collector is needed to free them."""
+
+_STEADY_SECONDS = 120.0
+"""Seconds after which a loop has worked: when it crashes then, it starts again at once."""
+
+_INSTALL_AGAIN_SECONDS = 600.0
+"""At most so long after a model could not be put into service it is tried again."""
 
 _ADVERTISE_SECONDS = 2.0
 _ADVERTISE_AGAIN_SECONDS = 15.0
@@ -173,12 +181,16 @@ class Loops:
 
     async def _supervise(self, name: str, body: Callable[[], Awaitable[None]]) -> None:
         backoff = Backoff(self._rng)
+        loop = asyncio.get_running_loop()
         while True:
+            began = loop.time()
             try:
                 await body()
             except Exception:
                 self._telemetry.loop_errors.labels(name).inc()
                 log.exception("background loop crashed", loop=name)
+            if loop.time() - began > _STEADY_SECONDS:
+                backoff.reset()
             await asyncio.sleep(backoff.next(at_least=1.0))
 
     async def _collect(self) -> None:
@@ -200,13 +212,29 @@ class Loops:
             await asyncio.sleep(every - (self._clock() - delay) % every)
 
     async def _champion(self) -> None:
+        every, time_of = self._settings.model.poll_seconds, asyncio.get_running_loop().time
         model, status = await self._models.initial()
-        await self._refresher.install(model, status.source)
+        source, waits, failures, due = status.source, True, 0, 0.0
         while True:
-            await asyncio.sleep(self._settings.model.poll_seconds)
-            model = await self._models.poll()
-            if model is not None:
-                await self._refresher.install(model, self._models.status.source)
+            if waits and time_of() >= due:
+                waits = not await self._install(model, source)
+                failures += waits
+                due = time_of() + min(failures * every, _INSTALL_AGAIN_SECONDS)
+            await asyncio.sleep(every)
+            newer = await self._models.poll()
+            if newer is not None:
+                model, source, waits = newer, self._models.status.source, True
+                failures, due = 0, 0.0
+
+    async def _install(self, model: Model | None, source: str) -> bool:
+        """Put a model into service; False where it could not make a forecast."""
+        try:
+            await self._refresher.install(model, source)
+        except ForecastingError as e:
+            self._telemetry.loop_errors.labels("champion").inc()
+            log.warning("model cannot serve, the one before stays", error=str(e))
+            return False
+        return True
 
     async def _tick(self) -> None:
         while True:

@@ -62,7 +62,6 @@ class Outlook:
     """
 
     usage_end: int
-
     forecast: Forecast
     newest: Floats
     rhythm: Rhythm

@@ -43,10 +43,12 @@ class Refresher:
         self._fallback = settings.policy
         self._share = settings.advertise_share
         self._recorder = recorder
-        self._recorded = PodTable()  # as of the newest capture, where there is a recorder
+        self._pods = PodTable()  # as of the newest capture
         self._clock = clock
         self._telemetry = telemetry
         self._model: Model | None = None
+        self._source = ""
+        self._reported = ("", "")  # version and source of what serves
         self._usage = Usage()
         self._outlook = unknown(0)
         self._in_force: tuple[dict[str, int], Floats, int] = ({}, np.zeros(0), 0)
@@ -65,12 +67,10 @@ class Refresher:
         async with self._lock:
             capture = await self._capture()
             outlook = await self._forecasting.install(model, capture.nodes, capture.allocatable)
-            await self._serve(model, capture, outlook)
             replaced = [self._model]
-            self._model = model
+            self._model, self._source = model, source
             await asyncio.to_thread(replaced.clear)  # LightGBM takes milliseconds to free a model
-            self._telemetry.serving(model, source)
-            log.info("model serves", version=self._state.model_version)
+            await self._serve(capture, outlook)
 
     async def refresh(self) -> None:
         """Read new usage and forecast again. Where usage cannot be read, what is known stays.
@@ -85,16 +85,15 @@ class Refresher:
             self._report(self._usage)
             capture = await self._capture()  # reading may have taken minutes
             outlook = await self._forecasting.forecast(capture.nodes, capture.allocatable)
-            await self._serve(self._model, capture, outlook)
+            await self._serve(capture, outlook)
         self._telemetry.refresh_seconds.set(asyncio.get_running_loop().time() - began)
 
     async def _capture(self) -> Capture:
         """What to forecast for now; what forecasts follow is brought up to date."""
-        anew = await self._forecasting.begin()
-        capture = self._state.capture(whole=anew)
-        await self._forecasting.follow(counted(capture.changes))
-        if self._recorder is not None:
-            await asyncio.to_thread(self._recorded.follow, counted(capture.changes))
+        capture = self._state.capture()
+        await asyncio.to_thread(self._pods.follow, counted(capture.changes))
+        new = await self._forecasting.begin()
+        await self._forecasting.follow(self._pods.all() if new else counted(capture.changes))
         return capture
 
     def _report(self, usage: Usage) -> None:
@@ -108,8 +107,9 @@ class Refresher:
                 "cluster_label, and at the labels namespace and pod"
             )
 
-    async def _serve(self, model: Model | None, capture: Capture, made: Outlook | None) -> None:
+    async def _serve(self, capture: Capture, made: Outlook | None) -> None:
         """Put what was made into force; ``made``: None where there is no model or no usage."""
+        model = self._model
         if made is None and model is not None and self._outlook.usage_end:
             return  # forecasting has begun anew, and knows less yet than what is in force
         version, policy = NO_MODEL, self._fallback
@@ -120,9 +120,13 @@ class Refresher:
         self._state.serve(
             capture, outlook.forecast, outlook.newest, version, policy, outlook.rhythm
         )
+        if self._reported != (version, self._source):
+            self._reported = version, self._source
+            self._telemetry.serving(model, self._source)
+            log.info("model serves", version=version)
         if self._recorder is not None:
             about = (self._clock(), version, self._share)
-            pods = await asyncio.to_thread(self._recorded.counting)
+            pods = await asyncio.to_thread(self._pods.counting)
             self._recorder.put(lambda: _recorded(capture, pods, outlook, *about))
         replaced = [self._outlook]
         self._outlook = outlook

@@ -199,17 +199,11 @@ class State:
 
     # What the refresh computes
 
-    def capture(self, *, whole: bool = False) -> Capture:
-        """What to forecast for; what is served next was forecast for the newest capture.
-
-        ``whole``: name all pods, for whoever has forgotten them; it takes a few milliseconds.
-        """
+    def capture(self) -> Capture:
+        """What to forecast for; what is served next was forecast for the newest capture."""
         names, allocatable = self._nodes.capture()
         # All pods would be too many to list between two calls.
         changes, self._changes = self._changes, {}
-        if whole:
-            gone = {uid: None for uid, pod in changes.items() if pod is None}
-            changes = {**self._pods, **gone}
         return Capture(names, allocatable, changes)
 
     def serve(

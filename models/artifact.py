@@ -122,8 +122,6 @@ def load_model(folder: Path, version: str = "") -> Model:
             nonsense.
     """
     files = _read(folder)
-    if MANIFEST not in files:
-        raise ArtifactError(f"{folder} is not a model: it has no {MANIFEST}")
     try:
         return unpack_model(files, version)
     except ArtifactError as e:
@@ -137,7 +135,9 @@ def unpack_model(files: Mapping[str, bytes], version: str = "") -> Model:
         ArtifactError: as there; the text does not say where the model came from.
     """
     texts = dict(files)
-    document = texts.pop(MANIFEST)
+    document = texts.pop(MANIFEST, None)
+    if document is None:
+        raise ArtifactError(f"it is not a model: it has no {MANIFEST}")
     manifest = _manifest(document)
     _check_files(manifest, texts)
     forecaster = _forecaster(manifest.forecaster, texts)

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import msgspec
 import numpy as np
@@ -30,7 +31,9 @@ from extender import forecast_process
 from extender.forecast_channel import Channel, ChannelClosedError, pieces
 from extender.forecast_process import ProcessForecasting
 from extender.forecasting import Forecasting, ForecastingError, PodTable, ThreadForecasting
+from extender.lag import background_threads
 from extender.outlook import CountedPod, Outlook
+from extender.recording import Refresh
 from extender.refresh import Refresher
 from models.classical import CLASSICAL
 from models.model import Model
@@ -76,19 +79,20 @@ async def in_a_process(usage: PrometheusSettings) -> AsyncIterator[ProcessForeca
 
 
 @asynccontextmanager
-async def silent_prometheus() -> AsyncIterator[PrometheusSettings]:
-    """A server that takes a question and never answers."""
-    asked = asyncio.Event()
+async def silent_prometheus() -> AsyncIterator[tuple[PrometheusSettings, asyncio.Event]]:
+    """A server that never answers; the event tells that it was asked."""
+    asked, over = asyncio.Event(), asyncio.Event()
 
     async def never(_: web.Request) -> web.Response:
-        await asked.wait()
+        asked.set()
+        await over.wait()
         raise web.HTTPServiceUnavailable
 
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", never)
     async with TestServer(app) as server:
-        yield PrometheusSettings(url=str(server.make_url("/")), timeout_seconds=600)
-        asked.set()
+        yield PrometheusSettings(url=str(server.make_url("/")), timeout_seconds=600), asked
+        over.set()
 
 
 def pod(key: str, node: str, **fields: object) -> CountedPod:
@@ -147,7 +151,8 @@ async def test_a_process_makes_what_threads_make(
 ) -> None:
     monkeypatch.setattr("extender.forecast_channel._PIECE", 4)  # the child's is its own
     threads = ThreadForecasting(PrometheusSource(usage), usage)
-    assert await threads.begin() is await process.begin() is False
+    assert await process.begin()
+    assert not await threads.begin()
     both: tuple[Forecasting, Forecasting] = (process, threads)
     for each in both:
         assert await each.forecast(NODES, ALLOCATABLE) is None  # no model
@@ -179,7 +184,7 @@ async def test_a_killed_process_fails_one_question_and_another_takes_over(
     with pytest.raises(ForecastingError, match="status -9"):
         await process.forecast(NODES, ALLOCATABLE)
     assert await process.begin()
-    assert await process.begin(), "whoever was told that pods are lost has not told them again yet"
+    assert await process.begin(), "nobody has told it of pods yet"
     assert process.pid not in (None, first)
     assert await process.forecast(NODES, ALLOCATABLE) is None
     await process.follow(all_pods())
@@ -196,7 +201,9 @@ async def test_refreshes_recover_from_a_killed_process(process: ProcessForecasti
         json = pod_json(key.partition("/")[2], cpu="1", node=node, phase="Running")
         json["status"]["startTime"] = "2023-11-13T00:00:00Z"
         world.cluster.put_pod(as_pod(json))
-    about = (world.settings, lambda: world.now, world.server.telemetry)
+    recorded: list[Refresh] = []
+    recorder = Mock(put=lambda made: recorded.append(made()))
+    about = (world.settings, lambda: world.now, world.server.telemetry, recorder)
     refresher = Refresher(world.state, process, *about)
     await refresher.install(champion(), "test")
     await refresher.refresh()
@@ -214,6 +221,7 @@ async def test_refreshes_recover_from_a_killed_process(process: ProcessForecasti
     assert world.state.model_version == "trailing-max-24h"
     await refresher.refresh()
     found = world.state.snapshot(world.now)
+    assert set(recorded[-1].pods) == PODS.keys() - {"default/p0"}
     lower = [
         bool((found.forecast[row] < snapshot.forecast[row]).all()) for row in found.rows(NODES)
     ]
@@ -225,30 +233,30 @@ async def test_refreshes_recover_from_a_killed_process(process: ProcessForecasti
 
 
 async def test_a_death_in_the_middle_of_a_question_ends_it() -> None:
-    async with silent_prometheus() as settings:
+    async with silent_prometheus() as (settings, asked):
         process = ProcessForecasting(settings, "error")
         await process.begin()
         await process.follow(all_pods())
-        asked = asyncio.create_task(process.read_usage(NOW))
-        await asyncio.sleep(0.5)
-        assert not asked.done()
+        answer = asyncio.create_task(process.read_usage(NOW))
+        await asked.wait()
+        assert not answer.done()
         kill(process)
         with pytest.raises(ForecastingError, match="status -9"):
-            await asked
+            await answer
 
 
 async def test_closing_ends_a_question_that_is_under_way() -> None:
-    async with silent_prometheus() as settings:
+    async with silent_prometheus() as (settings, asked):
         process = ProcessForecasting(settings, "error")
         await process.begin()
         await process.follow(all_pods())
         pid = process.pid
-        asked = asyncio.create_task(process.read_usage(NOW))
-        await asyncio.sleep(0.5)
+        answer = asyncio.create_task(process.read_usage(NOW))
+        await asked.wait()
         await process.close()
         assert not alive(pid)
-        with pytest.raises(ForecastingError):
-            await asked
+        with pytest.raises(ForecastingError, match="status 0"):
+            await answer
         with pytest.raises(ForecastingError, match="no process"):
             await process.forecast(NODES, ALLOCATABLE)
 
@@ -299,7 +307,7 @@ async def begun_again(process: ProcessForecasting) -> Outlook:
     return made(await process.forecast(NODES, ALLOCATABLE))
 
 
-async def test_where_a_new_process_cannot_use_the_model_it_is_not_kept(
+async def test_a_process_that_cannot_begin_is_an_error(
     process: ProcessForecasting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = await begun(process, champion())
@@ -307,11 +315,50 @@ async def test_where_a_new_process_cannot_use_the_model_it_is_not_kept(
     with pytest.raises(ForecastingError):
         await process.read_usage(NOW)
     with monkeypatch.context() as patch:
-        patch.setattr(forecast_process, "pack_model", lambda _: {"manifest.json": b"{}"})
-        with pytest.raises(ForecastingError, match="damaged"):
+        patch.setattr(sys, "executable", "/nowhere")
+        with pytest.raises(ForecastingError, match=r"could begin: .*/nowhere"):
             await process.begin()
-    assert process.pid is None  # a refresh would do without a model
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", "/bin/false")
+        await process.begin()
+        with pytest.raises(ForecastingError, match="status 1"):
+            await process.read_usage(NOW)
     assert_same(await begun_again(process), before)
+
+
+async def test_what_cannot_be_told_in_full_is_told_to_another_process(
+    process: ProcessForecasting,
+) -> None:
+    def broken() -> Iterator[tuple[str, CountedPod | None]]:
+        yield from all_pods()
+        raise MemoryError
+
+    await process.begin()
+    await process.follow(all_pods())
+    first = process.pid
+    with pytest.raises(MemoryError):
+        await process.follow(broken())
+    assert not alive(first)
+    assert await process.begin()
+
+
+async def test_a_message_that_is_none_ends_the_process(process: ProcessForecasting) -> None:
+    await process.begin()
+    child = process._child
+    assert child is not None
+    child._channel.send("what is this?")
+    with pytest.raises(ForecastingError, match="status 1"):
+        await process.read_usage(NOW)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no niceness of their own")
+async def test_it_leaves_the_cores_to_the_server(process: ProcessForecasting) -> None:
+    asyncio.get_running_loop().set_default_executor(background_threads())
+    await process.begin()
+    await process.read_usage(NOW)
+    assert process.pid is not None
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    assert os.getpriority(os.PRIO_PROCESS, process.pid) == min(own + 10, 19)
 
 
 def test_a_process_ends_when_its_server_is_killed() -> None:

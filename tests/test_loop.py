@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from extender import lag, loops
+from extender.forecasting import ForecastingError
 from extender.kube import KubeApi
 from extender.lag import (
     NICENESS,
@@ -27,8 +28,12 @@ from extender.lag import (
 )
 from extender.ports import Feed
 from extender.reflector import Reflector
+from extender.settings import ModelSettings
 from extender.telemetry import Telemetry
+from models.classical import CLASSICAL
 from models.kube.types import Pod
+from models.model import Model
+from models.shipped import shipped
 from tests.extender_world import World, pod_json
 
 OBJECTS = 1000
@@ -143,6 +148,43 @@ async def test_garbage_is_collected_between_calls(monkeypatch: pytest.MonkeyPatc
     await turn()
     task.cancel()
     assert left() is None
+
+
+async def test_a_model_that_cannot_be_installed_is_tried_again_until_a_newer_one_comes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World()
+    first, newer = (shipped(CLASSICAL[name]) for name in ("max-7d", "koordinator"))
+    server = world.server
+    server.loops._settings = msgspec.structs.replace(
+        world.settings, model=ModelSettings(poll_seconds=0.01)
+    )
+    world.models._model = first
+    tried: list[str] = []
+    serves = asyncio.Event()
+
+    async def install(model: Model | None, source: str) -> None:
+        assert model is not None
+        tried.append(model.version)
+        if len(tried) == 3:
+            world.models.next = newer
+        if model is first:
+            raise ForecastingError(f"the process of {source} ended")
+        serves.set()
+
+    monkeypatch.setattr(server.refresher, "install", install)
+    task = asyncio.create_task(server.loops._champion())
+    async with asyncio.timeout(10):
+        await serves.wait()
+    await asyncio.sleep(0.1)  # what serves is not installed again
+    task.cancel()
+    assert tried == ["max-7d"] * 3 + ["koordinator"]
+    assert (
+        server.telemetry.registry.get_sample_value(
+            "archimedes_loop_errors_total", {"loop": "champion"}
+        )
+        == len(tried) - 1
+    )
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have no niceness of their own")

@@ -63,7 +63,10 @@ class Journal:
 
     def note(self, what: What, start: float, own: float = 0.0) -> None:
         """Write down what ends now."""
-        self._file.write(msgspec.json.encode(Span(what, start, time.monotonic(), own)) + b"\n")
+        self._write(Span(what, start, time.monotonic(), own))
+
+    def _write(self, span: Span) -> None:
+        self._file.write(msgspec.json.encode(span) + b"\n")
 
     def lag(self, seconds: float) -> None:
         """What the loop's probe reports, in the loop's thread."""
@@ -85,9 +88,11 @@ class Journal:
         """The call, written down each time."""
 
         async def timed(*args: Given.args, **named: Given.kwargs) -> None:
-            began, computed = time.monotonic(), _computed()
+            computed = await asyncio.to_thread(_computed)  # elsewhere, as it takes milliseconds
+            began = time.monotonic()
             await call(*args, **named)
-            self.note(what, began, _computed() - computed)
+            span = began, time.monotonic()
+            self._write(Span(what, *span, await asyncio.to_thread(_computed) - computed))
 
         return timed
 
