@@ -219,6 +219,7 @@ async def test_refreshes_recover_from_a_killed_process(process: ProcessForecasti
     again = world.state.snapshot(world.now, keep=True)
     np.testing.assert_array_equal(again.forecast, snapshot.forecast)  # what was in force stays
     assert world.state.model_version == "trailing-max-24h"
+    assert reported(world) == ["trailing-max-24h"]
     await refresher.refresh()
     found = world.state.snapshot(world.now)
     assert set(recorded[-1].pods) == PODS.keys() - {"default/p0"}
@@ -227,9 +228,16 @@ async def test_refreshes_recover_from_a_killed_process(process: ProcessForecasti
     ]
     assert lower == [True, False, False]  # a pod of the first one is gone
     assert world.state.model_version == "max-7d"
+    assert reported(world) == ["max-7d"]
     await refresher.install(None, "test")
     assert world.state.model_version == "none"
     assert np.isinf(world.state.snapshot(world.now).usage_age).all()  # nothing is promised
+
+
+def reported(world: World) -> list[str]:
+    """The versions that serve, by the metric."""
+    (metric,) = world.server.telemetry.model.collect()
+    return [sample.labels["version"] for sample in metric.samples if sample.value]
 
 
 async def test_a_death_in_the_middle_of_a_question_ends_it() -> None:
