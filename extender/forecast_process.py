@@ -35,6 +35,9 @@ from models.model import Model
 from models.usage_source import PrometheusSettings
 
 _ENDING_SECONDS = 2.0
+_ANSWER_SECONDS = 1800.0
+"""Seconds after which a child that says nothing is taken for dead. A forecast takes seconds; a week
+of usage comes in queries of `prometheus.timeout_seconds` each at most."""
 
 T = TypeVar("T")
 
@@ -123,6 +126,7 @@ class _Child:
     def __init__(self, begin: Begin) -> None:
         """Raises OSError where it cannot be started."""
         own, its = socket.socketpair()
+        own.settimeout(_ANSWER_SECONDS)
         self._channel = Channel(own, answers)
         command = [sys.executable, "-m", "extender.forecast_child", str(its.fileno())]
         try:

@@ -315,6 +315,20 @@ async def begun_again(process: ProcessForecasting) -> Outlook:
     return made(await process.forecast(NODES, ALLOCATABLE))
 
 
+async def test_a_process_that_says_nothing_for_long_is_replaced(
+    process: ProcessForecasting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forecast_process, "_ANSWER_SECONDS", 10.0)
+    before = await begun(process, champion())
+    pid = process.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    with pytest.raises(ForecastingError, match="status -9"):
+        await process.forecast(NODES, ALLOCATABLE)
+    assert not alive(pid)
+    assert_same(await begun_again(process), before)
+
+
 async def test_a_process_that_cannot_begin_is_an_error(
     process: ProcessForecasting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
