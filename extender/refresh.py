@@ -48,7 +48,7 @@ class Refresher:
         self._telemetry = telemetry
         self._model: Model | None = None
         self._source = ""
-        self._reported = ("", "")  # version and source of what serves
+        self._reported = (NO_MODEL, "")  # version and source of what serves
         self._usage = Usage()
         self._outlook = unknown(0)
         self._in_force: tuple[dict[str, int], Floats, int] = ({}, np.zeros(0), 0)
