@@ -28,7 +28,6 @@ from extender.lag import (
 )
 from extender.ports import Feed
 from extender.reflector import Reflector
-from extender.settings import ModelSettings
 from extender.telemetry import Telemetry
 from models.classical import CLASSICAL
 from models.kube.types import Pod
@@ -155,36 +154,39 @@ async def test_a_model_that_cannot_be_installed_is_tried_again_until_a_newer_one
 ) -> None:
     world = World()
     first, newer = (shipped(CLASSICAL[name]) for name in ("max-7d", "koordinator"))
-    server = world.server
-    server.loops._settings = msgspec.structs.replace(
-        world.settings, model=ModelSettings(poll_seconds=0.01)
-    )
+    refresher, every, now = world.server.refresher, world.settings.model.poll_seconds, 0.0
     world.models._model = first
-    tried: list[str] = []
-    serves = asyncio.Event()
+    tried: list[tuple[str, float]] = []
 
     async def install(model: Model | None, source: str) -> None:
         assert model is not None
-        tried.append(model.version)
-        if len(tried) == 3:
+        tried.append((model.version, now))
+        if len(tried) == 4:
             world.models.next = newer
         if model is first:
             raise ForecastingError(f"the process of {source} ended")
-        serves.set()
 
-    monkeypatch.setattr(server.refresher, "install", install)
-    task = asyncio.create_task(server.loops._champion())
-    async with asyncio.timeout(10):
-        await serves.wait()
-    await asyncio.sleep(0.1)  # what serves is not installed again
+    really = asyncio.sleep
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        await really(0)
+
+    monkeypatch.setattr(refresher, "install", install)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now)
+    task = asyncio.create_task(world.server.loops._champion())
+    for _ in range(50):
+        await really(0)
     task.cancel()
-    assert tried == ["max-7d"] * 3 + ["koordinator"]
-    assert (
-        server.telemetry.registry.get_sample_value(
-            "archimedes_loop_errors_total", {"loop": "champion"}
-        )
-        == len(tried) - 1
-    )
+    # Twice and three times as long after the second and third failure; the newer model at once.
+    times = [0, every, 3 * every, 6 * every, 7 * every]
+    assert tried == [
+        (name, at) for name, at in zip(["max-7d"] * 4 + ["koordinator"], times, strict=True)
+    ]
+    failures = ("archimedes_loop_errors_total", {"loop": "champion"})
+    assert world.server.telemetry.registry.get_sample_value(*failures) == 4
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have no niceness of their own")
