@@ -63,7 +63,7 @@ class ProcessForecasting:
             begin = Begin(self._settings, self._log_level, self._model)
             try:
                 self._child = await asyncio.to_thread(_Child, begin)
-            except (OSError, ChannelClosedError) as e:
+            except OSError as e:
                 raise ForecastingError(f"no process that makes forecasts could begin: {e}") from e
             self._new = True
         return self._new
@@ -137,9 +137,8 @@ class _Child:
             raise
         try:
             self._channel.send(begin)
-        except ChannelClosedError:
-            self.end()
-            raise
+        except ChannelClosedError as e:
+            raise OSError(f"it ended at once (status {self.end()})") from e
 
     def follow(self, changes: PodChanges) -> None:
         for some in pieces(changes):

@@ -342,10 +342,15 @@ async def test_a_process_that_cannot_begin_is_an_error(
             await process.begin()
     with monkeypatch.context() as patch:
         patch.setattr(sys, "executable", "/bin/false")
-        await process.begin()
         with pytest.raises(ForecastingError, match="status 1"):
-            await process.read_usage(NOW)
+            await asked(process)
     assert_same(await begun_again(process), before)
+
+
+async def asked(process: ProcessForecasting) -> None:
+    """Begin and ask, as a process may end before or after it is first spoken to."""
+    await process.begin()
+    await process.read_usage(NOW)
 
 
 async def test_what_cannot_be_told_in_full_is_told_to_another_process(
