@@ -29,7 +29,7 @@ _PIECE = 256
 _LENGTH = struct.Struct("<I")
 
 Array = NDArray[Any]
-Pieces = TypeVar("Pieces")
+T = TypeVar("T")
 M = TypeVar("M")
 
 
@@ -164,7 +164,7 @@ class Channel(Generic[M]):
         return into
 
 
-def pieces(items: Iterable[Pieces]) -> Iterator[list[Pieces]]:
+def pieces(items: Iterable[T]) -> Iterator[list[T]]:
     """The items, as many at a time as one message shall hold."""
     rest = iter(items)
     while piece := list(islice(rest, _PIECE)):

@@ -28,7 +28,15 @@ from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
 from extender import forecast_process
-from extender.forecast_channel import Channel, ChannelClosedError, pieces
+from extender.forecast_channel import (
+    Channel,
+    ChannelClosedError,
+    answers,
+    pieces,
+    questions,
+    receive_outlook,
+    send_outlook,
+)
 from extender.forecast_process import ProcessForecasting
 from extender.forecasting import Forecasting, ForecastingError, PodTable, ThreadForecasting
 from extender.lag import background_threads
@@ -36,8 +44,10 @@ from extender.outlook import CountedPod, Outlook
 from extender.recording import Refresh
 from extender.refresh import Refresher
 from models.classical import CLASSICAL
+from models.habits import Habits, Rhythm
 from models.model import Model
 from models.prometheus import PrometheusSource
+from models.rolling import Forecast
 from models.shipped import shipped
 from models.usage_source import PrometheusSettings
 from tests.controlplane.backfill import cumulated, write_openmetrics
@@ -474,6 +484,25 @@ def test_arrays_that_are_no_rows_of_memory_arrive() -> None:
     other.close()
     with pytest.raises(ChannelClosedError):
         other.receive()
+
+
+def test_an_outlook_with_more_workloads_than_a_message_holds_arrives_as_it_was() -> None:
+    rng, workloads = np.random.default_rng(1), 1000
+    index = {f"default/Deployment/w{number}": number for number in range(workloads)}
+    profile = rng.random((workloads, 24)).astype(np.float32)
+    habits = Habits(index, rng.random(workloads), profile)
+    rhythm = Rhythm(np.array([1.0, np.nan]), rng.random((2, 24)), habits)
+    forecast = Forecast(rng.random((2, 5)), np.full((2, 5), np.nan))
+    sent = Outlook(1_700_000_100, forecast, np.array([1_700_000_100.0, -np.inf]), rhythm)
+    one, other = socket.socketpair()
+    server, child = Channel(one, answers), Channel(other, questions)
+    sender = threading.Thread(target=send_outlook, args=(child, sent))
+    sender.start()
+    found = receive_outlook(server)
+    sender.join()
+    assert_same(made(found), sent)
+    server.close()
+    child.close()
 
 
 def channels() -> tuple[Channel[str], Channel[str]]:
