@@ -266,7 +266,7 @@ def create(
 def contenders(plane: ControlPlane, folder: Path, nodes: int) -> Iterator[list[Contender]]:
     """Everyone's processes, up and warm."""
     with contextlib.ExitStack() as stack:
-        usage = stack.enter_context(world.cluster(folder, nodes, nodes))
+        usage = stack.enter_context(world.prometheus(folder, nodes, nodes))
         settings: world.Json = {
             "kubeconfig": str(plane.kubeconfig("admin")),
             "prometheus": {"url": usage.url, "history_days": 1},

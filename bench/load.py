@@ -1,7 +1,7 @@
 """A sustained 300 pods a second while everything else goes on: python -m bench.load.
 
-Three processes on loopback: the real server (`bench.rig.server`), a simulated API server with a
-Prometheus (`bench.rig.cluster`), and this caller, which asks filter, prioritize and bind as
+On loopback: the real server (`bench.rig.server`), a simulated API server (`bench.rig.cluster`) and
+Prometheus (`bench.rig.usage`), and this caller, which asks filter, prioritize and bind as
 kube-scheduler would, half of the pods offline. In every round there is a quiet stretch in which
 forecasts are refreshed now and then, a storm of pod events, and a model swap. Calls are sorted by
 what the server was doing meanwhile, as its journal says.
@@ -77,10 +77,11 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     """Start everything, run the rounds, print the tables."""
     models = world.train(folder, 2)
     journal = folder / "journal.jsonl"
-    with world.cluster(folder, options.nodes, options.pods) as cluster:
+    sizes = folder, options.nodes, options.pods
+    with world.cluster(*sizes) as cluster, world.prometheus(*sizes) as usage:
         settings: world.Json = {
             "kubeconfig": str(world.kubeconfig(folder, cluster.url)),
-            "prometheus": {"url": cluster.url, "history_days": 1, "delay_seconds": 0},
+            "prometheus": {"url": usage.url, "history_days": 1, "delay_seconds": 0},
             "model": {"poll_seconds": 1},
             "refresh_seconds": 20,
         }
@@ -129,6 +130,9 @@ def report(timeline: Timeline, journal: Sequence[Span], caller: Caller, memory: 
     spans = phases(timeline, journal)
     sorted_calls = {name: within(timeline.calls, spans[name]) for name in PHASES[1:]}
     busy = set().union(*sorted_calls.values())
+    storm = set(sorted_calls["storm"])
+    for name in ("refresh", "swap"):
+        sorted_calls[name] = [call for call in sorted_calls[name] if call not in storm]
     sorted_calls["quiet"] = [call for call in timeline.calls if call not in busy]
     print(f"{'':<10} {'':<8} {'calls':>7} {'p50':>7} {'p99':>7} {'p99.9':>7}  p99 / quiet")
     for verb in ("filter", "prioritize", "bind"):

@@ -1,7 +1,7 @@
 """First sync, memory and a refresh of forecasts: python -m bench.sync.
 
-The real `archimedes extender` against a simulated API server and Prometheus (`bench.rig.cluster`),
-on loopback. In turns, in one run:
+The real `archimedes extender` against a simulated API server (`bench.rig.cluster`) and Prometheus
+(`bench.rig.usage`), on loopback. In turns, in one run:
 
 - first sync: seconds of a core from the process's start until it is ready, less those of a process
   that has nothing to list, as a multiple of reading the same pages and parsing them with
@@ -88,12 +88,13 @@ def print_row(found: Round) -> None:
 
 def measure(nodes: int, pods: int, folder: Path, models: Path) -> Round:
     """One round: the raw pages, an empty cluster, the cluster."""
-    with world.cluster(folder, nodes, pods) as cluster:
+    sizes = folder, nodes, pods
+    with world.cluster(*sizes) as cluster, world.prometheus(*sizes) as prometheus:
         parse = parse_pages(cluster.port)
         with world.cluster(folder, 1, 1) as empty:
             start = sync_cpu(empty, folder, models)
         sync = sync_cpu(cluster, folder, models) - start
-        refresh, highest, after = refresh_cpu(cluster, folder, models)
+        refresh, highest, after = refresh_cpu(cluster, prometheus, folder, models)
     return Round(parse, sync, refresh, highest, after)
 
 
@@ -122,11 +123,13 @@ def sync_cpu(cluster: world.Service, folder: Path, models: Path) -> float:
         return extender.cpu_seconds()
 
 
-def refresh_cpu(cluster: world.Service, folder: Path, models: Path) -> tuple[float, int, int]:
+def refresh_cpu(
+    cluster: world.Service, prometheus: world.Service, folder: Path, models: Path
+) -> tuple[float, int, int]:
     """Seconds of a core of a refresh with a new window; highest and last bytes of memory."""
     journal = folder / "journal.jsonl"
     command = ["bench.rig.server", "SETTINGS", str(journal), *map(str, sorted(models.iterdir()))]
-    usage = {**settings(cluster, folder, models, cluster.url), "refresh_seconds": 20}
+    usage = {**settings(cluster, folder, models, prometheus.url), "refresh_seconds": 20}
     with world.extender(folder, command, usage) as extender:
 
         def refreshes() -> list[Span]:

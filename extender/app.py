@@ -217,7 +217,10 @@ def production_parts(settings: Settings) -> Parts:
     Raises:
         SettingsError: a file that the settings name cannot be used.
     """
-    # Those who bring their own parts need none of these, and the first takes a second to import.
+    # Those who bring their own parts need none of these.
+    from extender.lightgbm_alone import import_lightgbm_alone
+
+    import_lightgbm_alone()
     from extender.champion import ChampionSource, fallback_model
     from extender.cluster import KubeCluster
     from extender.credentials import Credentials

@@ -43,12 +43,14 @@ class PackedModel(msgspec.Struct, frozen=True):
 class Begin(msgspec.Struct, frozen=True, tag=True):
     """The first message, which is not answered.
 
-    Where usage comes from, what is logged, and the model of the process before, if there was one.
+    Where usage comes from, what is logged, the model of the process before, if there was one, and
+    after how many seconds of silence the server would take the process for dead.
     """
 
     prometheus: PrometheusSettings
     log_level: str
     model: PackedModel | None
+    silent_seconds: float
 
 
 class Follow(msgspec.Struct, frozen=True, tag=True):
@@ -92,6 +94,10 @@ class NothingMade(msgspec.Struct, frozen=True, tag=True):
     """There is no model, or no usage."""
 
 
+class Works(msgspec.Struct, frozen=True, tag=True):
+    """The answer takes a while. Said now and then before it."""
+
+
 class Failed(msgspec.Struct, frozen=True, tag=True):
     """The question could not be answered."""
 
@@ -100,7 +106,7 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 
 Asked = ReadUsage | Install | Predict
 Question = Begin | Follow | Asked
-Answer = Usage | Workloads | Made | NothingMade | Failed
+Answer = Usage | Workloads | Made | NothingMade | Works | Failed
 questions: msgspec.msgpack.Decoder[Question] = msgspec.msgpack.Decoder(Question)
 answers: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
 
@@ -204,8 +210,13 @@ def receive_outlook(channel: Channel[Answer]) -> Outlook | None:
 
 
 def receive_answer(channel: Channel[Answer]) -> tuple[Answer, list[Array]]:
-    """The next message. Raises ChannelClosedError, and ForecastingError where it says so."""
+    """The next message that says more than that there is work.
+
+    Raises ChannelClosedError, and ForecastingError where it says so.
+    """
     message, arrays = channel.receive()
+    while isinstance(message, Works):
+        message, arrays = channel.receive()
     if isinstance(message, Failed):
         raise ForecastingError(message.why)
     return message, arrays

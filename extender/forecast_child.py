@@ -11,6 +11,8 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import numpy as np
 import structlog
@@ -29,19 +31,23 @@ from extender.forecast_channel import (
     Predict,
     Question,
     ReadUsage,
+    Works,
     questions,
     send_outlook,
 )
 from extender.forecasting import ThreadForecasting, Usage
+from extender.lightgbm_alone import import_lightgbm_alone
 from extender.outlook import Outlook
 from extender.telemetry import configure_logs
-from models.artifact import unpack_model
 from models.model import Model
 from models.prometheus import PrometheusSource
 
 _NICENESS = 10
 """By how much it is nicer than the server. It keeps nobody from an interpreter, so unlike a thread
 of the server it may wait for a core."""
+
+_SAYS_OFTEN = 4
+"""How often it says that it works in the time in which it has to say anything."""
 
 log = structlog.get_logger()
 
@@ -57,6 +63,7 @@ def main() -> None:
     begin, _ = channel.receive()
     assert isinstance(begin, Begin)  # noqa: S101 - both ends are of one version
     configure_logs(begin.log_level)
+    import_lightgbm_alone()
     uvloop.run(_answer(channel, begin))
 
 
@@ -84,7 +91,8 @@ async def _answer(channel: Channel[Question], begin: Begin) -> None:
             continue
         assert not isinstance(question, Begin)  # noqa: S101 - it comes first and once
         try:
-            answer = await _answer_to(question, arrays, forecasting)
+            async with _working(channel, begin.silent_seconds / _SAYS_OFTEN):
+                answer = await _answer_to(question, arrays, forecasting)
         except Exception as e:
             log.exception("a question could not be answered", question=type(question).__name__)
             answer = Failed(f"{type(e).__name__}: {e}")
@@ -92,6 +100,22 @@ async def _answer(channel: Channel[Question], begin: Begin) -> None:
             send_outlook(channel, answer)
         else:
             channel.send(answer)
+
+
+@asynccontextmanager
+async def _working(channel: Channel[Question], seconds: float) -> AsyncIterator[None]:
+    """Say so every so many seconds. The work itself is done in threads."""
+
+    async def say() -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            channel.send(Works())
+
+    saying = asyncio.create_task(say())
+    try:
+        yield
+    finally:
+        saying.cancel()
 
 
 async def _answer_to(
@@ -107,6 +131,8 @@ async def _answer_to(
 
 
 def _unpacked(model: PackedModel | None) -> Model | None:
+    from models.artifact import unpack_model
+
     return None if model is None else unpack_model(model.files, model.version)
 
 

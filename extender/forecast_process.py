@@ -35,9 +35,12 @@ from models.model import Model
 from models.usage_source import PrometheusSettings
 
 _ENDING_SECONDS = 2.0
+_SILENT_SECONDS = 120.0
+"""Seconds after which a child that says nothing is taken for dead; it may wait for a core."""
+
 _ANSWER_SECONDS = 1800.0
-"""Seconds after which a child that says nothing is taken for dead. A forecast takes seconds; a week
-of usage comes in queries of `prometheus.timeout_seconds` each at most."""
+"""Seconds after which a child that says that it works is, too. A forecast takes seconds; a week of
+usage comes in queries of `prometheus.timeout_seconds` each at most."""
 
 T = TypeVar("T")
 
@@ -60,7 +63,7 @@ class ProcessForecasting:
     async def begin(self) -> bool:
         """Start a child where there is none; see `extender.forecasting.Forecasting`."""
         if self._child is None:
-            begin = Begin(self._settings, self._log_level, self._model)
+            begin = Begin(self._settings, self._log_level, self._model, _SILENT_SECONDS)
             try:
                 self._child = await asyncio.to_thread(_Child, begin)
             except OSError as e:
@@ -107,13 +110,14 @@ class ProcessForecasting:
         if child is None:
             raise ForecastingError("no process makes forecasts")
         try:
-            return await asyncio.to_thread(question, child)
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                return await asyncio.to_thread(question, child)
         except ForecastingError:
             raise
         except BaseException as e:
             self._child = None
             status = await asyncio.to_thread(child.end)
-            if not isinstance(e, ChannelClosedError):
+            if not isinstance(e, ChannelClosedError | TimeoutError):
                 raise
             raise ForecastingError(
                 f"the process that makes forecasts ended (status {status}); another one begins"
@@ -126,7 +130,7 @@ class _Child:
     def __init__(self, begin: Begin) -> None:
         """Raises OSError where it cannot be started."""
         own, its = socket.socketpair()
-        own.settimeout(_ANSWER_SECONDS)
+        own.settimeout(begin.silent_seconds)
         self._channel = Channel(own, answers)
         command = [sys.executable, "-m", "extender.forecast_child", str(its.fileno())]
         try:

@@ -14,7 +14,7 @@ from extender.ports import Clock
 from extender.recorder import Recorder
 from extender.recording import OnlinePod, Refresh
 from extender.settings import Settings
-from extender.state import NO_MODEL, Capture, State
+from extender.state import NO_MODEL, Capture, ChangedPods, State
 from extender.telemetry import Telemetry
 from models.arrays import Floats
 from models.model import Model
@@ -43,7 +43,7 @@ class Refresher:
         self._fallback = settings.policy
         self._share = settings.advertise_share
         self._recorder = recorder
-        self._pods = PodTable()  # as of the newest capture
+        self._pods = PodTable()  # in a refresh, as of its newest capture
         self._clock = clock
         self._telemetry = telemetry
         self._model: Model | None = None
@@ -88,13 +88,28 @@ class Refresher:
             await self._serve(capture, outlook)
         self._telemetry.refresh_seconds.set(asyncio.get_running_loop().time() - began)
 
+    async def follow(self) -> None:
+        """Take over what has changed of pods, so that a refresh has little of that to begin with.
+
+        Raises:
+            ForecastingError: what makes forecasts has not heard of it; the next time it will.
+        """
+        if self._lock.locked():
+            return  # a refresh is under way, and does this itself
+        async with self._lock:
+            if changes := self._state.changes():
+                await self._follow(changes)
+
     async def _capture(self) -> Capture:
         """What to forecast for now; what forecasts follow is brought up to date."""
         capture = self._state.capture()
-        await asyncio.to_thread(self._pods.follow, counted(capture.changes))
-        new = await self._forecasting.begin()
-        await self._forecasting.follow(self._pods.all() if new else counted(capture.changes))
+        await self._follow(capture.changes)
         return capture
+
+    async def _follow(self, changes: ChangedPods) -> None:
+        await asyncio.to_thread(self._pods.follow, counted(changes))
+        new = await self._forecasting.begin()
+        await self._forecasting.follow(self._pods.all() if new else counted(changes))
 
     def _report(self, usage: Usage) -> None:
         self._telemetry.usage_end.set(max(usage.fresh, 0))

@@ -48,6 +48,11 @@ NO_MODEL = "none"
 """The model version where none serves: online pods count with their requests, nothing is given."""
 
 
+ChangedPods = Mapping[str, PodFacts | None]
+"""By UID the unfinished pods, bound to a node or not, that are new or have changed; None for those
+that are gone."""
+
+
 class Basis(NamedTuple):
     """What a decision rests on besides what is charged.
 
@@ -63,13 +68,12 @@ class Basis(NamedTuple):
 class Capture:
     """What a refresh forecasts for, taken in one moment.
 
-    nodes: N names; allocatable: [N] cores; changes: by UID the unfinished pods, bound to a node or
-    not, that are new or have changed since the capture before, and None for those that are gone.
+    nodes: N names; allocatable: [N] cores; changes: of pods, see `State.changes`.
     """
 
     nodes: tuple[str, ...]
     allocatable: Floats
-    changes: Mapping[str, PodFacts | None]
+    changes: ChangedPods
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +105,7 @@ class State:
         self._nodes = NodeTable(settings.advertise_share)
         self._locks = LockTable()
         self._pods: dict[str, PodFacts] = {}
-        self._changes: dict[str, PodFacts | None] = {}  # of the pods, since the last capture
+        self._changes: dict[str, PodFacts | None] = {}  # of the pods, since they were asked for
         self._pods_on: dict[str, dict[str, PodFacts]] = {}
         self._gone: OrderedDict[str, None] = OrderedDict()
         self._sent: dict[str, tuple[int, float]] = {}
@@ -202,9 +206,15 @@ class State:
     def capture(self) -> Capture:
         """What to forecast for; what is served next was forecast for the newest capture."""
         names, allocatable = self._nodes.capture()
-        # All pods would be too many to list between two calls.
+        return Capture(names, allocatable, self.changes())
+
+    def changes(self) -> ChangedPods:
+        """What has changed of pods since this, or a capture, was asked for.
+
+        All pods would be too many to list between two calls.
+        """
         changes, self._changes = self._changes, {}
-        return Capture(names, allocatable, changes)
+        return changes
 
     def serve(
         self,

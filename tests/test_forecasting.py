@@ -244,6 +244,33 @@ async def test_refreshes_recover_from_a_killed_process(process: ProcessForecasti
     assert np.isinf(world.state.snapshot(world.now).usage_age).all()  # nothing is promised
 
 
+async def test_pods_that_change_find_a_dead_process_before_the_next_refresh_does(
+    process: ProcessForecasting,
+) -> None:
+    world = World(NODES)
+    world.now = NOW
+    world.sync()
+    refresher = Refresher(
+        world.state, process, world.settings, lambda: world.now, world.server.telemetry
+    )
+    await refresher.follow()
+    nobody = process.pid
+    assert nobody is None, "there is nothing to be told of"
+    for key, node in PODS.items():
+        world.cluster.put_pod(as_pod(pod_json(key.partition("/")[2], cpu="1", node=node)))
+    await refresher.follow()
+    first = process.pid
+    await refresher.follow()
+    kill(process)
+    world.cluster.put_pod(as_pod(pod_json("late", cpu="1", node="n1")))
+    with pytest.raises(ForecastingError, match="status -9"):
+        await refresher.follow()
+    world.cluster.delete_pod("default", "p0")
+    await refresher.follow()
+    assert process.pid not in (None, first)
+    assert (await process.read_usage(NOW)).pods == len(PODS)  # one more, and one less
+
+
 def reported(world: World) -> list[str]:
     """The versions that serve, by the metric."""
     (metric,) = world.server.telemetry.model.collect()
@@ -328,7 +355,7 @@ async def begun_again(process: ProcessForecasting) -> Outlook:
 async def test_a_process_that_says_nothing_for_long_is_replaced(
     process: ProcessForecasting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forecast_process, "_ANSWER_SECONDS", 10.0)
+    monkeypatch.setattr(forecast_process, "_SILENT_SECONDS", 5.0)
     before = await begun(process, champion())
     pid = process.pid
     assert pid is not None
@@ -337,6 +364,23 @@ async def test_a_process_that_says_nothing_for_long_is_replaced(
         await process.forecast(NODES, ALLOCATABLE)
     assert not alive(pid)
     assert_same(await begun_again(process), before)
+
+
+async def test_a_process_that_works_for_long_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forecast_process, "_SILENT_SECONDS", 3.0)
+    monkeypatch.setattr(forecast_process, "_ANSWER_SECONDS", 15.0)
+    async with silent_prometheus() as (settings, asked):
+        process = ProcessForecasting(settings, "error")
+        await process.begin()
+        await process.follow(all_pods())
+        pid = process.pid
+        answer = asyncio.create_task(process.read_usage(NOW))
+        await asked.wait()
+        done, _ = await asyncio.wait([answer], timeout=9.0)
+        assert not done, "it is silent for no longer than a second"
+        with pytest.raises(ForecastingError, match="status"):
+            await answer  # but nobody waits for ever
+        assert not alive(pid)
 
 
 async def test_a_process_that_cannot_begin_is_an_error(
@@ -533,3 +577,16 @@ def test_the_table_of_pods_counts_keys_and_not_lives() -> None:
     table.follow(iter([("6", pod("e", "n1", offline=True, request=0.0))]))
     assert [each.key for each in table.counting()] == ["b", "c", "d"]
     assert set(table.observed) == {"d"}
+
+
+def test_what_lightgbm_takes_along_stays_out_of_what_serves() -> None:
+    code = """
+import json, sys
+from extender.lightgbm_alone import import_lightgbm_alone
+import_lightgbm_alone()
+import extender.champion, extender.forecast_child, extender.forecast_process, models.artifact
+print(json.dumps(sorted({"lightgbm", "dask", "pandas", "pyarrow", "sklearn"} & set(sys.modules))))
+import pandas, sklearn
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert msgspec.json.decode(done.stdout) == ["lightgbm"]

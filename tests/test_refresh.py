@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from extender.forecasting import ThreadForecasting, Usage
 from extender.memory import GridUsage
 from models.arrays import Floats
 from models.classical import CLASSICAL
@@ -76,6 +77,8 @@ async def test_what_is_followed_is_what_a_new_server_lists(seed: int) -> None:
                 world.cluster.put_pod(as_pod(running(name, node, f"uid-{number}")))
             case _:
                 pass
+        if rng.random() < 0.5:
+            await world.server.refresher.follow()
         if number % 3 == 0:
             found = await refreshed(world)
             other = World(NODES, usage=usage())
@@ -133,3 +136,21 @@ def test_a_capture_holds_what_has_changed_since_the_last() -> None:
     world.cluster.delete_pod("default", "goes")
     assert world.state.capture().changes == {"uid-passes": None, "uid-goes": None}
     assert world.state.capture().changes == {}
+
+
+async def test_what_changes_in_a_refresh_waits_for_its_second_look() -> None:
+    world = await serving()
+    refresher = world.server.refresher
+    seen: list[str] = []
+
+    async def read(now: float) -> Usage:
+        world.cluster.put_pod(as_pod(running("a", "n1")))
+        await refresher.follow()
+        seen.extend(world.forecasting._pods.observed)
+        return await ThreadForecasting.read_usage(world.forecasting, now)
+
+    world.forecasting.read_usage = read  # type: ignore[method-assign]
+    await refreshed(world)
+    assert seen == []
+    assert world.state.changes() == {}
+    assert list(world.forecasting._pods.observed) == ["default/a"]

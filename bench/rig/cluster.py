@@ -1,30 +1,27 @@
-"""A simulated API server and Prometheus in one process: python -m bench.rig.cluster --port 9000.
+"""A simulated API server: python -m bench.rig.cluster --port 9000.
 
-A real API server cannot be made to send 10,000 pod events a second here, nor to hold 150,000 pods.
-This one lists in pages, streams watches, binds, answers range queries, and does what a benchmark
-asks for under /bench: create pods, and let events rain.
+A real one cannot be made to send 10,000 pod events a second here, nor to hold 150,000 pods. This
+one lists in pages, streams watches, binds, and does what a benchmark asks for under /bench: create
+pods, and let events rain.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import replace
 
-import uvloop
 from aiohttp import web
 
 from bench.rig.objects import NAMESPACE, PodRow, arriving, render_node, resident
+from bench.rig.serving import arguments, serve
 
 _RUN_SECONDS = 20.0
 """Seconds for which an arrived pod runs: keeps the number of pods bounded."""
 
 _BOOKMARK_SECONDS = 5.0
 _STORM_TICK = 0.01
-_SHAPES = 64
-"""How many different usage patterns there are; each pod has one of them."""
 
 
 class SimulatedCluster:
@@ -49,14 +46,11 @@ class SimulatedCluster:
                 web.post("/apis/events.k8s.io/v1/namespaces/{namespace}/events", self._event),
                 web.get(one, self._pod),
                 web.post(f"{one}/binding", self._bind),
-                web.post("/api/v1/query_range", self._usage),
                 web.post("/bench/create", self._create),
                 web.post("/bench/storm", self._storm),
             ]
         )
         return app
-
-    # The API server
 
     async def _nodes_page(self, request: web.Request) -> web.StreamResponse:
         return await self._page(request, self._nodes, render_node)
@@ -137,26 +131,6 @@ class SimulatedCluster:
         for queue in self._watchers:
             queue.put_nowait(events)
 
-    # Prometheus
-
-    async def _usage(self, request: web.Request) -> web.StreamResponse:
-        """Every online resident's cores, one of a few patterns each, as Prometheus writes them."""
-        form = await request.post()
-        times = range(int(str(form["start"])), int(str(form["end"])) + 1, int(str(form["step"])))
-        shapes = [
-            ",".join(f'[{at},"{_cores(shape, at):.4f}"]' for at in times).encode()
-            for shape in range(_SHAPES)
-        ]
-        series = b'{"metric":{"namespace":"%s","pod":"%s"},"values":[%s]}'
-        pods = (resident(number, self._nodes) for number in range(self._pods))
-        rows = [
-            series % (NAMESPACE.encode(), pod.name.encode(), shapes[at % _SHAPES])
-            for at, pod in enumerate(pods)
-            if not pod.offline
-        ]
-        head = b'{"status":"success","data":{"resultType":"matrix","result":['
-        return web.Response(body=head + b",".join(rows) + b"]}}", content_type="application/json")
-
     # What a benchmark asks for
 
     async def _create(self, request: web.Request) -> web.StreamResponse:
@@ -184,29 +158,6 @@ def _event(kind: bytes, body: bytes) -> bytes:
     return b'{"type":"%s","object":%s}\n' % (kind, body)
 
 
-def _cores(shape: int, at: int) -> float:
-    """A tide with the shape's own hour and height, and a little that looks like noise."""
-    hour = (at / 3600 + shape) % 24
-    return 0.1 + 0.1 * (shape % 4) * abs(hour - 12) / 12 + (at // 300 * 7919 + shape) % 100 / 2000
-
-
-def main() -> None:
-    """Serve until ended."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--nodes", type=int, default=1000)
-    parser.add_argument("--pods", type=int, default=20_000)
-    options = parser.parse_args()
-    app = SimulatedCluster(options.nodes, options.pods).app()
-    web.run_app(
-        app,
-        host="127.0.0.1",
-        port=options.port,
-        print=None,
-        access_log=None,
-        loop=uvloop.new_event_loop(),
-    )
-
-
 if __name__ == "__main__":
-    main()
+    sizes = arguments(__doc__)
+    serve(SimulatedCluster(sizes.nodes, sizes.pods).app(), sizes.port)

@@ -1,4 +1,4 @@
-"""Starts the simulated cluster and an extender before it, each in a process of its own."""
+"""Starts a simulated cluster, its Prometheus and an extender, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -71,13 +71,26 @@ class Service:
 
 @contextlib.contextmanager
 def cluster(folder: Path, nodes: int, pods: int) -> Iterator[Service]:
-    """The simulated API server and Prometheus."""
+    """The simulated API server."""
+    with _simulated("cluster", "/api/v1/nodes?limit=1", folder, nodes, pods) as service:
+        yield service
+
+
+@contextlib.contextmanager
+def prometheus(folder: Path, nodes: int, pods: int) -> Iterator[Service]:
+    """The simulated Prometheus, with the usage of such a cluster."""
+    with _simulated("usage", "/-/ready", folder, nodes, pods) as service:
+        yield service
+
+
+@contextlib.contextmanager
+def _simulated(name: str, ready: str, folder: Path, nodes: int, pods: int) -> Iterator[Service]:
     port = free_port()
     sizes = [f"--port={port}", f"--nodes={nodes}", f"--pods={pods}"]
-    process = Process("cluster", [sys.executable, "-m", "bench.rig.cluster", *sizes], folder)
+    process = Process(name, [sys.executable, "-m", f"bench.rig.{name}", *sizes], folder)
     try:
         service = Service(process, port)
-        process.wait_ready(lambda: service.answers("/api/v1/nodes?limit=1"), 60)
+        process.wait_ready(lambda: service.answers(ready), 60)
         yield service
     finally:
         process.stop()
