@@ -131,7 +131,7 @@ async def _answer_to(
 
 
 def _unpacked(model: PackedModel | None) -> Model | None:
-    from models.artifact import unpack_model
+    from models.artifact import unpack_model  # which imports LightGBM
 
     return None if model is None else unpack_model(model.files, model.version)
 

@@ -119,8 +119,10 @@ class ProcessForecasting:
             status = await asyncio.to_thread(child.end)
             if not isinstance(e, ChannelClosedError | TimeoutError):
                 raise
+            late = isinstance(e, TimeoutError) or isinstance(e.__cause__, TimeoutError)
+            ended = "did not answer in time and was ended" if late else "ended"
             raise ForecastingError(
-                f"the process that makes forecasts ended (status {status}); another one begins"
+                f"the process that makes forecasts {ended} (status {status}); another one begins"
             ) from e
 
 
