@@ -38,7 +38,13 @@ from extender.forecast_channel import (
     send_outlook,
 )
 from extender.forecast_process import ProcessForecasting
-from extender.forecasting import Forecasting, ForecastingError, PodTable, ThreadForecasting
+from extender.forecasting import (
+    Forecasting,
+    ForecastingError,
+    PodTable,
+    ThreadForecasting,
+    Usage,
+)
 from extender.lag import background_threads
 from extender.outlook import CountedPod, Outlook
 from extender.recording import Refresh
@@ -278,12 +284,7 @@ def reported(world: World) -> list[str]:
 
 
 async def test_a_death_in_the_middle_of_a_question_ends_it() -> None:
-    async with silent_prometheus() as (settings, asked):
-        process = ProcessForecasting(settings, "error")
-        await process.begin()
-        await process.follow(all_pods())
-        answer = asyncio.create_task(process.read_usage(NOW))
-        await asked.wait()
+    async with unanswered() as (process, answer):
         assert not answer.done()
         kill(process)
         with pytest.raises(ForecastingError, match="status -9"):
@@ -291,19 +292,26 @@ async def test_a_death_in_the_middle_of_a_question_ends_it() -> None:
 
 
 async def test_closing_ends_a_question_that_is_under_way() -> None:
-    async with silent_prometheus() as (settings, asked):
-        process = ProcessForecasting(settings, "error")
-        await process.begin()
-        await process.follow(all_pods())
+    async with unanswered() as (process, answer):
         pid = process.pid
-        answer = asyncio.create_task(process.read_usage(NOW))
-        await asked.wait()
         await process.close()
         assert not alive(pid)
         with pytest.raises(ForecastingError, match="status 0"):
             await answer
         with pytest.raises(ForecastingError, match="no process"):
             await process.forecast(NODES, ALLOCATABLE)
+
+
+@asynccontextmanager
+async def unanswered() -> AsyncIterator[tuple[ProcessForecasting, asyncio.Task[Usage]]]:
+    """A process that has been asked to read usage, and whose Prometheus never answers."""
+    async with silent_prometheus() as (settings, asked):
+        process = ProcessForecasting(settings, "error")
+        await process.begin()
+        await process.follow(all_pods())
+        answer = asyncio.create_task(process.read_usage(NOW))
+        await asked.wait()
+        yield process, answer
 
 
 async def test_a_process_that_ignores_its_end_is_killed(process: ProcessForecasting) -> None:
@@ -369,13 +377,8 @@ async def test_a_process_that_says_nothing_for_long_is_replaced(
 async def test_a_process_that_works_for_long_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forecast_process, "_SILENT_SECONDS", 3.0)
     monkeypatch.setattr(forecast_process, "_ANSWER_SECONDS", 15.0)
-    async with silent_prometheus() as (settings, asked):
-        process = ProcessForecasting(settings, "error")
-        await process.begin()
-        await process.follow(all_pods())
+    async with unanswered() as (process, answer):
         pid = process.pid
-        answer = asyncio.create_task(process.read_usage(NOW))
-        await asked.wait()
         done, _ = await asyncio.wait([answer], timeout=9.0)
         assert not done, "it is silent for no longer than a second"
         with pytest.raises(ForecastingError, match="did not answer in time"):
