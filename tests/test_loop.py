@@ -9,6 +9,7 @@ import sys
 import threading
 import weakref
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping
+from contextlib import suppress
 from typing import cast
 
 import msgspec
@@ -147,6 +148,30 @@ async def test_garbage_is_collected_between_calls(monkeypatch: pytest.MonkeyPatc
     await turn()
     task.cancel()
     assert left() is None
+
+
+@pytest.mark.usefixtures("own_collector")
+async def test_changes_of_pods_are_taken_over_all_the_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(loops, "_FOLLOW_SECONDS", 0.0)
+    world = World()
+    world.sync()
+    twice, times = asyncio.Event(), 0
+
+    async def follow() -> None:
+        nonlocal times
+        times += 1
+        if times == 2:
+            twice.set()
+
+    monkeypatch.setattr(world.server.refresher, "follow", follow)
+    running = asyncio.create_task(world.server.loops.run())
+    async with asyncio.timeout(10):
+        await twice.wait()
+    running.cancel()
+    with suppress(asyncio.CancelledError):
+        await running
 
 
 async def test_a_model_that_cannot_be_installed_is_tried_again_until_a_newer_one_comes(
