@@ -217,7 +217,7 @@ def production_parts(settings: Settings) -> Parts:
     Raises:
         SettingsError: a file that the settings name cannot be used.
     """
-    # Those who bring their own parts need none of these.
+    # Those who bring their own parts need none of these, of which some import LightGBM.
     from extender.lightgbm_alone import import_lightgbm_alone
 
     import_lightgbm_alone()

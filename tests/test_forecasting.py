@@ -313,7 +313,10 @@ async def unanswered() -> AsyncIterator[tuple[ProcessForecasting, asyncio.Task[U
         await process.follow(all_pods())
         answer = asyncio.create_task(process.read_usage(NOW))
         await asked.wait()
-        yield process, answer
+        try:
+            yield process, answer
+        finally:
+            await process.close()
 
 
 async def test_a_process_that_ignores_its_end_is_killed(process: ProcessForecasting) -> None:
