@@ -1,17 +1,22 @@
 """What narrowing costs in placement quality, and what ranking by the peak's hour gains.
 
-And what it costs where kube-scheduler looks for fewer nodes (`percentageOfNodesToScore`).
+And what it costs where kube-scheduler looks for fewer nodes (`percentageOfNodesToScore`), and what
+becomes of replicas' spread where they are left one node.
 
     python -m bench.candidates [--trace DIR] [--nodes N] [--hours H] [--seeds S] [--tables T ...]
 
 Replays a cluster (generated, or a trace folder) with 1, 8, 32, 128 and all candidates; then, on a
 generated cluster of which half the workloads peak by night, with ``peak_hour_weight`` at its
 default, alone, and at 0 (the ranking by daily peak only); then the shipped configuration with
-kube-scheduler's own share of the nodes and with smaller ones (of 100 nodes or more). Online pods
+kube-scheduler's own share of the nodes and with smaller ones (of 100 nodes or more); then with 32
+candidates for all, of which kube-scheduler chooses, and with one for whoever has no preferences,
+under several weights of the spread, on nodes in three zones. Online pods
 that run at the start stay where they are; those that arrive later are decided. Printed for each:
 the nodes' peaks over the replay's last half as shares of their CPU, predicted (the last forecast
-for a day) and real, as standard deviation and 95th percentile; reclaimed core-hours; violations.
-Averages over the seeds.
+for a day) and real, as standard deviation and 95th percentile; reclaimed core-hours; violations;
+of the workloads with three pods or more at the end, the mean share of pods in the zone that holds
+most, and the share that have a sibling on their node; the standard deviation of the shares of
+nodes' memory that online pods request. Averages over the seeds.
 """
 
 import argparse
@@ -25,6 +30,7 @@ import polars as pl
 
 from models.arrays import Floats
 from models.classical import classical
+from models.constraints import ZONE
 from models.errors import TraceError
 from models.generator import ClusterSpec, generate_trace
 from models.policy import Policy
@@ -36,7 +42,9 @@ from shadow.replay import replay
 from shadow.result import ReplayResult
 
 CANDIDATES = (1, 8, 32, 128, 0)
-TABLES = ("candidates", "ranking", "shares")
+TABLES = ("candidates", "ranking", "shares", "alone")
+ZONES = 3
+SPREAD_WEIGHTS = (0.0, 1.0, 2.0, 4.0, 8.0)
 SHARES = (0, 20, 10)
 REFRESH = 1800
 OFFLINE_LOAD = 0.5
@@ -96,6 +104,12 @@ def main() -> None:
         for share in SHARES:
             chosen = msgspec.structs.replace(shipped_options, nodes_to_score=share)
             line(f"{share} %" if share else "its own share", mean(traces, Policy(), chosen))
+    if "alone" in given.tables:
+        heading("alone")
+        line("32 for all", mean(traces, Policy(), same_for_all))
+        for weight in SPREAD_WEIGHTS:
+            policy = Policy(spread_weight=weight)
+            line(f"one, spread {weight:g}", mean(traces, policy, shipped_options))
 
 
 def mean(traces: Sequence[Trace], policy: Policy, chosen: ReplayOptions) -> Floats:
@@ -108,15 +122,18 @@ def mean(traces: Sequence[Trace], policy: Policy, chosen: ReplayOptions) -> Floa
 
 
 def free_to_move(trace: Trace) -> Trace:
-    """The trace, where pods that arrive after a week are placed anew."""
+    """The trace with zones, where pods that arrive after a week are placed anew."""
     start = pl.col("start")
     late = start > start.min() + pl.duration(seconds=LEARN)
     node = pl.when(late).then(None).otherwise(pl.col("node")).alias("node")
-    return replace(trace, pods=trace.pods.with_columns(node))
+    assert trace.nodes is not None
+    zones = [f'{{"{ZONE}": "zone-{at % ZONES}"}}' for at in range(trace.nodes.height)]
+    nodes = trace.nodes.with_columns(labels=pl.Series(zones))
+    return replace(trace, pods=trace.pods.with_columns(node), nodes=nodes)
 
 
 def measure(trace: Trace, policy: Policy, chosen: ReplayOptions) -> Floats:
-    """Predicted deviation and p95, real deviation and p95, core-hours, violations, decisions."""
+    """One row of a table; see the module's text."""
     result = replay(trace, shipped(classical("koordinator")), policy=policy, options=chosen)
     found = figures(result)
     predicted, real = peaks(result)
@@ -130,7 +147,32 @@ def measure(trace: Trace, policy: Policy, chosen: ReplayOptions) -> Floats:
             found.reclaimed_core_hours,
             violated,
             result.decisions,
+            *spread(result, trace),
         ]
+    )
+
+
+def spread(result: ReplayResult, trace: Trace) -> tuple[float, float, float]:
+    """Mean share in the fullest zone, share with a sibling beside it, deviation of memory."""
+    runs, pods = result.runs, result.pods
+    running = (runs.end >= result.stop) & ~pods.offline[runs.pod]
+    there = pl.DataFrame(
+        {
+            "pod": [pods.names[at] for at in runs.pod[running].tolist()],
+            "row": runs.node[running],
+            "memory": pods.memory[runs.pod[running]],
+        }
+    ).join(trace.pods.select("pod", "workload"), on="pod")
+    several = there.filter(pl.len().over("workload") >= ZONES)
+    zones = several.group_by("workload", pl.col("row") % ZONES).len()
+    fullest = zones.group_by("workload").agg(share=pl.col("len").max() / pl.col("len").sum())
+    beside = several.select(beside=pl.len().over("workload", "row") > 1)["beside"]
+    memory = np.zeros(len(result.fleet))
+    np.add.at(memory, there["row"].to_numpy(), there["memory"].to_numpy())
+    return (
+        float(fullest["share"].mean()),
+        float(beside),
+        float((memory / result.fleet.memory).std()),
     )
 
 
@@ -152,15 +194,19 @@ def heading(what: str) -> None:
     print(
         f"\n{what:<16} {'predicted sd':>12} {'p95':>6} {'real sd':>8} {'p95':>6}"
         f" {'reclaimed core-h':>16} {'violations':>10} {'decisions':>9}"
+        f" {'in a zone':>9} {'beside':>6} {'memory sd':>9}"
     )
 
 
 def line(name: str, row: Floats) -> None:
     """Print the figures of one way to decide."""
-    sd, p95, real_sd, real_p95, reclaimed, violations, decisions = row.tolist()
+    sd, p95, real_sd, real_p95, reclaimed, violations, decisions, zone, beside, memory = (
+        row.tolist()
+    )
     print(
         f"{name:<16} {sd:>12.4f} {p95:>6.3f} {real_sd:>8.4f} {real_p95:>6.3f}"
-        f" {reclaimed:>16,.0f} {violations:>10.4f} {decisions:>9,.0f}",
+        f" {reclaimed:>16,.0f} {violations:>10.4f} {decisions:>9,.0f}"
+        f" {zone:>9.3f} {beside:>6.3f} {memory:>9.4f}",
         flush=True,
     )
 

@@ -12,6 +12,7 @@ import msgspec
 from extender.decide import Ask
 from extender.homes import REBUILD_LABEL
 from models.kube.owner import workload_of
+from models.kube.preferences import replica_of
 from models.kube.quantity import QuantityError
 from models.kube.request import asks_for, cpu_request, reclaimed_request
 from models.kube.types import Metadata, Pod, PodSpec, PodStatus, seconds_of, version_of
@@ -44,6 +45,8 @@ class PodFacts(msgspec.Struct, frozen=True, gc=False):
         uid: or ``namespace/name`` where a caller left the UID out.
         key: ``namespace/name``.
         workload: its top owner, ``namespace/kind/name``; see `models.kube.owner`.
+        replica_of: UID of the owner whose pods are spread, or empty; see
+            `models.kube.preferences.replica_of`.
         node: where it is bound, or empty.
         offline: whether it asks for the reclaimed resource (zero counts).
         ask: millicores and horizon; for an online pod, its ordinary request.
@@ -60,6 +63,7 @@ class PodFacts(msgspec.Struct, frozen=True, gc=False):
     uid: str
     key: str
     workload: str
+    replica_of: str
     node: str
     offline: bool
     ask: Ask
@@ -96,6 +100,7 @@ def pod_facts(pod: Pod, resource: str, lasted: Lasted = _never) -> PodFacts:
         uid=metadata.uid or key,
         key=key,
         workload=workload,
+        replica_of=sys.intern(replica_of(metadata)),
         node=spec.node_name or "",
         offline=offline,
         ask=Ask(millicpu, horizon_index(duration), offline),

@@ -12,7 +12,7 @@ import numpy as np
 import structlog
 
 from extender.ask import PodFacts
-from extender.decide import Verdicts, decide, explain, scores, to_wire_scores
+from extender.decide import Alone, Verdicts, decide, explain, scores, to_wire_scores
 from extender.decision_log import MAX_NODES, Candidate, Decision, DecisionLog, Preemption
 from extender.events import Events
 from extender.ledger import Stage
@@ -34,7 +34,7 @@ from extender.wire import (
     offered,
 )
 from models.arrays import Floats, Ints
-from models.kube.preferences import has_preferences, is_spread
+from models.kube.preferences import has_preferences, may_be_spread
 from models.kube.types import OfferedPod
 from models.policy import HORIZONS
 
@@ -231,8 +231,8 @@ class Calls:
         rows = snapshot.rows(offer.names)
         limit = self._settings.candidates if pod.candidates is None else pod.candidates
         habit = self._state.habit(pod, offer.names, snapshot)
-        passed_over = self._passed_over(sent, pod, now)
-        verdicts = decide(snapshot, rows, pod.ask, policy, limit, habit, passed_over)
+        alone = self._alone(sent, pod, now)
+        verdicts = decide(snapshot, rows, pod.ask, policy, limit, habit, alone)
         passed = _once(verdicts.passed.tolist(), offer.names)
         failed, unresolvable = self._refusals(pod, offer.names, verdicts)
         if not self._is_repeat(pod, held := tuple(rows[passed].tolist())):
@@ -241,11 +241,11 @@ class Calls:
             if self._recorder is not None:
                 ask = pod.ask
                 self._recorder.put(
-                    Recorded(now, pod.uid, snapshot, rows, ask, policy, limit, habit, passed_over)
+                    Recorded(now, pod.uid, snapshot, rows, ask, policy, limit, habit, alone)
                 )
         if pod.offline:
             self._hold(pod, held, now)
-        elif passed_over is not None and len(passed) == 1:
+        if alone is not None and len(passed) == 1 and (pod.replica_of or not pod.offline):
             self._state.send(pod, held[0], now + self._settings.hold_seconds)
         if passed:
             names, score = [offer.names[at] for at in passed], verdicts.score[passed]
@@ -255,17 +255,22 @@ class Calls:
             encode_filter(offer, passed, failed, unresolvable), pod.uid if pod.offline else ""
         )
 
-    def _passed_over(self, sent: OfferedPod, pod: PodFacts, now: float) -> Ints | None:
-        """Nodes that are not chosen alone for a pod; None where kube-scheduler is to choose.
+    def _alone(self, sent: OfferedPod, pod: PodFacts, now: float) -> Alone | None:
+        """By what a pod is left one node; None where kube-scheduler is to choose among several.
 
-        What kube-scheduler would rather avoid is left to it. So are nodes that another online pod
-        is on its way to: what it will use there is not in the forecast yet.
+        It is where a pod has preferences, and where it may be spread beside pods that are not
+        known. A pod with constraints of its own is not spread by default.
         """
         if not self._settings.choose_alone or pod.candidates is not None:
             return None
-        if is_spread(pod.workload, pod.offline) or (sent.spec and has_preferences(sent.spec)):
+        if sent.spec and has_preferences(sent.spec):
             return None
-        return self._state.passed_over(pod, now)
+        owner = pod.replica_of
+        if sent.spec and sent.spec.topology_spread_constraints:
+            owner = ""
+        elif not owner and may_be_spread(pod.workload, pod.offline):
+            return None
+        return self._state.alone(pod, owner, now)
 
     def _hold(self, pod: PodFacts, rows: tuple[int, ...], now: float) -> None:
         """Charge the pod on every node that was offered, until it is bound or time runs out."""

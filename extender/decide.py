@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 
 from extender.snapshot import Reason, Snapshot
+from extender.spread import MAX_NODE_SCORE, default_spread
 from models.arrays import Bools, Floats, Floats32, Ints
 from models.policy import HORIZONS, Policy
 
@@ -52,6 +53,18 @@ NOTHING_KNOWN = Habit()
 
 
 @dataclass(frozen=True, slots=True)
+class Alone:
+    """What counts where a pod may be left one node, so that kube-scheduler scores none.
+
+    passed_over: rows that are not chosen. replicas: [S] rows of the nodes on which its siblings
+    run, one for each pod, where kube-scheduler would spread them.
+    """
+
+    passed_over: Ints
+    replicas: Ints
+
+
+@dataclass(frozen=True, slots=True)
 class Verdicts:
     """The outcome for each of K offered nodes, in the order in which they were offered.
 
@@ -77,7 +90,7 @@ def decide(
     policy: Policy,
     candidates: int,
     habit: Habit = NOTHING_KNOWN,
-    passed_over: Ints | None = None,
+    alone: Alone | None = None,
 ) -> Verdicts:
     """Which of the offered nodes may take the pod, narrowed to the best ``candidates``.
 
@@ -93,12 +106,12 @@ def decide(
         policy: thresholds and weights.
         candidates: how many nodes to return at most; 0 for all.
         habit: what is known of its workload.
-        passed_over: rows that are not chosen alone; None where kube-scheduler is to choose.
+        alone: by what the best one is chosen; None where kube-scheduler is to choose.
     """
     if len(snapshot.promised) == 0:
         reason = np.full(len(rows), _UNKNOWN_NODE if ask.offline else _FITS, np.int64)
         score, available = np.zeros(len(rows)), np.zeros(len(rows), np.int64)
-        _narrow(reason, score, candidates, rows)
+        _narrow(reason, score, candidates)
         return Verdicts(reason, score, available)
     missing = _missing(rows)
     available = _available(snapshot, rows, ask, missing)
@@ -107,16 +120,12 @@ def decide(
         reason = _offline_reasons(snapshot, rows, ask, available, missing)
         score = _offline_scores(snapshot, rows, ask, policy, available, size, usage)
     else:
-        alone, peak = _peaks(snapshot, rows, ask, habit)
+        daily, peak = _peaks(snapshot, rows, ask, habit)
         reason = _online_reasons(policy, peak, size, usage, missing)
-        score = _online_scores(policy, alone, peak, size)
+        score = _online_scores(policy, daily, peak, size)
     _finish(score, rows, policy, habit, missing)
-    avoided = None
-    if passed_over is not None:
-        avoided = np.zeros(len(snapshot.promised) + 1, np.bool_)
-        avoided[passed_over] = True
-        avoided[-1] = True  # for row -1: of an unknown node nothing speaks for it
-    _narrow(reason, score, candidates, rows, avoided)
+    if alone is None or not _choose(snapshot, rows, policy, alone, reason, score, candidates):
+        _narrow(reason, score, candidates)
     return Verdicts(reason, score, available)
 
 
@@ -212,16 +221,16 @@ def _peaks(snapshot: Snapshot, rows: Ints, ask: Ask, habit: Habit) -> tuple[Floa
 
     Both are [K], and NaN where that is not known.
     """
-    alone = snapshot.forecast[:, -1].take(rows)
-    alone += ask.millicpu / 1000
-    _forget_infinite(alone)
+    daily = snapshot.forecast[:, -1].take(rows)
+    daily += ask.millicpu / 1000
+    _forget_infinite(daily)
     if habit.profile is None:
-        return alone, alone
+        return daily, daily
     together = snapshot.profile.take(rows, axis=1)
     together += habit.profile[:, None]
     peak = together.max(axis=0).astype(np.float64)
     _forget_infinite(peak)
-    return alone, peak
+    return daily, peak
 
 
 def _forget_infinite(cores: Floats) -> None:
@@ -252,8 +261,8 @@ def _offline_scores(
     return score
 
 
-def _online_scores(policy: Policy, alone: Floats, peak: Floats, size: Floats) -> Floats:
-    taken = alone * policy.balance_weight
+def _online_scores(policy: Policy, daily: Floats, peak: Floats, size: Floats) -> Floats:
+    taken = daily * policy.balance_weight
     taken += peak * policy.peak_hour_weight
     taken /= size
     score: Floats = policy.balance_weight + policy.peak_hour_weight - taken
@@ -310,20 +319,45 @@ def _offline_reasons(
     return reason
 
 
-def _narrow(
-    reason: Ints, score: Floats, candidates: int, rows: Ints, avoided: Bools | None = None
-) -> None:
-    """Mark all but the best of the fitting nodes as ranked out, where they are too many.
+def _narrow(reason: Ints, score: Floats, candidates: int) -> None:
+    """Mark all but the best of the fitting nodes as ranked out, where they are too many."""
+    fits = (reason == _FITS).nonzero()[0]
+    if 0 < candidates < len(fits):
+        best = score.take(fits).argpartition(len(fits) - candidates)[-candidates:]
+        _leave(fits[best], fits, reason)
 
-    ``avoided``: [N + 1] rows that are not left alone; None where several nodes are to be left.
+
+def _choose(
+    snapshot: Snapshot,
+    rows: Ints,
+    policy: Policy,
+    alone: Alone,
+    reason: Ints,
+    score: Floats,
+    candidates: int,
+) -> bool:
+    """Leave one of the fitting nodes, where they are too many and one of them may be chosen.
+
+    Beside their rank, replicas are spread as kube-scheduler would, were it left all that fit. Its
+    other scores count for nothing.
     """
     fits = (reason == _FITS).nonzero()[0]
-    if candidates <= 0 or len(fits) <= candidates:
-        return
-    eligible = fits if avoided is None else fits[~avoided.take(rows.take(fits))]
-    if avoided is None or len(eligible) == 0:
-        best = fits[score.take(fits).argpartition(len(fits) - candidates)[-candidates:]]
-    else:
-        best = eligible[score.take(eligible).argmax()]
+    if not 0 < candidates < len(fits):
+        return False
+    avoided = np.zeros(len(snapshot.promised) + 1, np.bool_)
+    avoided[alone.passed_over] = True
+    avoided[-1] = True  # for row -1: of an unknown node nothing speaks for it
+    eligible = fits[~avoided.take(rows.take(fits))]
+    if len(eligible) == 0:
+        return False
+    worth = score.take(eligible)
+    if len(alone.replicas):
+        spread = default_spread(rows.take(eligible), alone.replicas, snapshot.zone)
+        worth = worth + spread * (policy.spread_weight / MAX_NODE_SCORE)
+    _leave(eligible[worth.argmax()], fits, reason)
+    return True
+
+
+def _leave(left: Ints, fits: Ints, reason: Ints) -> None:
     reason[fits] = _RANKED_OUT
-    reason[best] = _FITS
+    reason[left] = _FITS

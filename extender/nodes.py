@@ -20,7 +20,9 @@ from msgspec import structs
 
 from extender.node_index import NodeIndex
 from extender.snapshot import Reason
+from extender.spread import NO_ZONE
 from models.arrays import Bools, Floats, Floats32, Ints
+from models.constraints import ZONE
 from models.habits import HOURS
 from models.kube.quantity import QuantityError, cores, whole
 from models.kube.types import Metadata, Node, NodeStatus, version_of
@@ -34,6 +36,7 @@ _ROW = np.dtype(
     [
         ("allocatable", np.float64),  # cores
         ("ceiling", np.int64),  # millicores that are promised at most
+        ("zone", np.int64),  # its number, see `NodeTable`
         ("known", np.bool_),  # whether there is a forecast
         ("forecast", np.float64, (len(HORIZONS),)),  # cores, of the last refresh
         ("expected", np.float64, (len(HORIZONS),)),
@@ -55,14 +58,15 @@ class NodeFacts:
     """What the extender keeps of a node's object.
 
     allocatable: cores. advertised: millicores of the reclaimed resource in the node's status, None
-    where there is none. shunned: whether it has a taint PreferNoSchedule. version: its
-    resourceVersion, 0 where there is none.
+    where there is none. shunned: whether it has a taint PreferNoSchedule. zone: by its label, None
+    without it. version: its resourceVersion, 0 where there is none.
     """
 
     name: str
     allocatable: float
     advertised: int | None
     shunned: bool
+    zone: str | None
     version: int
 
 
@@ -73,6 +77,7 @@ class _Arrays(msgspec.Struct, frozen=True, eq=False, gc=False):
     """
 
     allocatable: Floats
+    zone: Ints
     forecast: Floats
     expected: Floats
     profile: Floats32
@@ -125,7 +130,8 @@ def node_facts(node: Node, resource: str) -> NodeFacts:
         advertised = None
     taints = (node.spec and node.spec.taints) or ()
     shunned = any(taint.effect == "PreferNoSchedule" for taint in taints)
-    return NodeFacts(metadata.name or "", cpu, advertised, shunned, version_of(metadata))
+    zone = (metadata.labels or {}).get(ZONE)
+    return NodeFacts(metadata.name or "", cpu, advertised, shunned, zone, version_of(metadata))
 
 
 class NodeTable:
@@ -141,6 +147,7 @@ class NodeTable:
         self._parked: dict[str, int] = {}
         self._unadvertised: dict[str, int] = {}
         self._shunned: set[int] = set()
+        self._zones: dict[str | None, int] = {None: NO_ZONE}  # numbers, in order of appearance
         self._changed: set[int] = set()
         self._raised = False  # whether pods have added anything since the last view
         self._arrays = _empty(0)
@@ -197,6 +204,10 @@ class NodeTable:
         if known_row is None or self._rows["allocatable"][row] != node.allocatable:
             self._rows["allocatable"][row] = node.allocatable
             self._rows["ceiling"][row] = ceiling
+            self._changed.add(row)
+        zone = self._zones.setdefault(node.zone, len(self._zones) - 1)
+        if self._rows["zone"][row] != zone:
+            self._rows["zone"][row] = zone
             self._changed.add(row)
         if node.advertised == ceiling or ceiling == 0:
             self._unadvertised.pop(node.name, None)
@@ -317,6 +328,7 @@ class NodeTable:
         reclaimable[~known] = 0
         self._rows["reclaimable"][rows] = reclaimable
         arrays.allocatable[rows] = allocatable
+        arrays.zone[rows] = data["zone"]
         arrays.usage[rows] = data["usage"]
         arrays.emptied[rows] = np.minimum(emptied, data["ceiling"])
         arrays.newest[rows] = data["newest"]
@@ -359,6 +371,7 @@ def _empty(nodes: int) -> _Arrays:
     cores = partial(np.zeros, (nodes, len(HORIZONS)), np.float64, "F")  # a decision reads a column
     return _Arrays(
         allocatable=np.zeros(nodes),
+        zone=np.full(nodes, NO_ZONE),
         forecast=cores(),
         expected=cores(),
         profile=np.zeros((HOURS, nodes), np.float32),  # an hour's nodes lie together

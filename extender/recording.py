@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from extender.decide import Ask, Habit, Verdicts, decide
+from extender.decide import Alone, Ask, Habit, Verdicts, decide
 from extender.node_index import NodeIndex
 from extender.snapshot import Snapshot
 from models.arrays import Floats, Ints
@@ -99,7 +99,8 @@ class Decided(msgspec.Struct, frozen=True, kw_only=True, tag="decision"):
 
     scalars, arrays: the snapshot's fields, where they differ from those of the decision before.
     named, dropped: the same for its index. rows: offered rows as differences (int32).
-    profile, home: of the pod's `Habit`. passed_over: rows that were not to be chosen alone (int32).
+    profile, home: of the pod's `Habit`. passed_over, replicas: of `Alone` (int32), where one node
+    was to be left.
     """
 
     time: float
@@ -115,6 +116,7 @@ class Decided(msgspec.Struct, frozen=True, kw_only=True, tag="decision"):
     named: dict[str, int]
     dropped: tuple[str, ...]
     passed_over: bytes | None = None
+    replicas: bytes = b""
 
 
 Entry = Header | Refreshed | Decided
@@ -135,7 +137,7 @@ class Recorded:
     policy: Policy
     candidates: int
     habit: Habit
-    passed_over: Ints | None
+    alone: Alone | None
 
     def again(self) -> Verdicts:
         """The verdicts of production's own function."""
@@ -146,7 +148,7 @@ class Recorded:
             self.policy,
             self.candidates,
             self.habit,
-            self.passed_over,
+            self.alone,
         )
 
 
@@ -212,7 +214,7 @@ class Encoder:
             self._last[name] = value
         named, dropped = self._renamed(recorded.snapshot.index)
         policy = None if recorded.policy == self._policy else recorded.policy
-        profile, over = recorded.habit.profile, recorded.passed_over
+        profile, alone = recorded.habit.profile, recorded.alone
         self._policy = recorded.policy
         return Decided(
             time=recorded.time,
@@ -221,13 +223,14 @@ class Encoder:
             candidates=recorded.candidates,
             profile=None if profile is None else _whole(profile),
             home=recorded.habit.home,
-            rows=np.diff(recorded.rows, prepend=0).astype(np.int32).tobytes(),
+            rows=_packed(np.diff(recorded.rows, prepend=0)),
             policy=policy,
             scalars=scalars,
             arrays=arrays,
             named=named,
             dropped=dropped,
-            passed_over=None if over is None else over.astype(np.int32).tobytes(),
+            passed_over=None if alone is None else _packed(alone.passed_over),
+            replicas=b"" if alone is None else _packed(alone.replicas),
         )
 
     def _renamed(self, index: Mapping[str, int]) -> tuple[dict[str, int], tuple[str, ...]]:
@@ -303,16 +306,16 @@ class Decoder:
             time=entry.time,
             uid=entry.uid,
             snapshot=Snapshot(index=self._index, **unknown, **kept),
-            rows=np.cumsum(np.frombuffer(entry.rows, np.int32), dtype=np.int64),
+            rows=np.cumsum(_unpacked(entry.rows)),
             ask=entry.ask,
             policy=self._policy,
             candidates=entry.candidates,
             habit=Habit(
                 None if entry.profile is None else _unpatch(None, entry.profile), entry.home
             ),
-            passed_over=None
+            alone=None
             if entry.passed_over is None
-            else np.frombuffer(entry.passed_over, np.int32).astype(np.int64),
+            else Alone(_unpacked(entry.passed_over), _unpacked(entry.replicas)),
         )
 
 
@@ -346,6 +349,14 @@ def read_frames(file: BinaryIO) -> Iterator[list[Entry]]:
             file.seek(start)
             return
         yield _decoder.decode(zlib.decompress(body))
+
+
+def _packed(rows: Ints) -> bytes:
+    return rows.astype(np.int32).tobytes()
+
+
+def _unpacked(rows: bytes) -> Ints:
+    return np.frombuffer(rows, np.int32).astype(np.int64)
 
 
 def _by_node(name: str, value: NDArray[Any]) -> NDArray[Any]:

@@ -16,7 +16,7 @@ import msgspec
 
 from models.kube.owner import workload_of
 from models.kube.request import asks_for
-from models.kube.types import FinishedMetadata, FinishedPod, FinishedStatus, PodSpec, seconds_of
+from models.kube.types import FinishedPod, FinishedStatus, Metadata, PodSpec, seconds_of
 
 FEWEST = 5
 """Runs before they count: of four, the next one outlasts the longest in one of five cases."""
@@ -87,7 +87,7 @@ def finished_run(pod: FinishedPod, resource: str) -> tuple[str, Run] | None:
 
     A pod that is told to go may succeed too: its containers obey the signal and end with code 0.
     """
-    metadata, status = pod.metadata or FinishedMetadata(), pod.status or FinishedStatus()
+    metadata, status = pod.metadata or Metadata(), pod.status or FinishedStatus()
     if status.phase != "Succeeded" or metadata.deletion_timestamp is not None:
         return None
     if not asks_for(pod.spec or PodSpec(), resource):

@@ -50,6 +50,8 @@ class Snapshot(msgspec.Struct, frozen=True, eq=False, gc=False):
         blocked: [N] Reason that forbids new promises, or FITS.
         usage_age: [N] seconds since the newest usage window ended.
         model_version: what made the forecast.
+        zone: [N] number of each node's zone, `extender.spread.NO_ZONE` for none; None where no node
+            has one.
         locked: [N, H] millicores that resource locks ask for, whether they are there or not; None
             where there are no locks. Whoever forecasts otherwise has to withhold the same.
     """
@@ -69,6 +71,7 @@ class Snapshot(msgspec.Struct, frozen=True, eq=False, gc=False):
     usage_age: Floats
     model_version: str
     locked: Ints | None = None
+    zone: Ints | None = None
 
     def rows(self, names: Sequence[str]) -> Ints:
         """Rows of node names, -1 for a name that is not known."""

@@ -18,13 +18,14 @@ from typing import NamedTuple
 import numpy as np
 
 from extender.ask import PodFacts, pod_facts, uid_of
-from extender.decide import Habit
+from extender.decide import Alone, Habit
 from extender.homes import Homes
 from extender.learned import Learned
 from extender.ledger import Entry, Ledger, Stage
 from extender.locks import Lock
 from extender.nodes import NodeTable, View, node_facts
 from extender.ports import Clock, Feed
+from extender.replicas import Replicas
 from extender.runs import Runs
 from extender.settings import Settings
 from extender.snapshot import Reason, Snapshot
@@ -42,7 +43,7 @@ _REMEMBERED = 4096
 """Pods that are known to be gone, the newest: more than can be deleted while one event is late."""
 
 _UNDER_WAY = 1024
-"""Online pods that were left one node and have not arrived: three seconds' at 300 a second."""
+"""Pods that were left one node and have not arrived: three seconds' at 300 a second."""
 
 NO_MODEL = "none"
 """The model version where none serves: online pods count with their requests, nothing is given."""
@@ -88,6 +89,15 @@ class Renewals:
     overdue: tuple[Entry, ...]
 
 
+class _Sent(NamedTuple):
+    """A pod that was left one node: its row, and until when the pod is expected there."""
+
+    row: int
+    until: float
+    offline: bool
+    replica_of: str
+
+
 class State:
     """The mutable heart of the server; see the module's text for the rules."""
 
@@ -108,7 +118,8 @@ class State:
         self._changes: dict[str, PodFacts | None] = {}  # of the pods, since they were asked for
         self._pods_on: dict[str, dict[str, PodFacts]] = {}
         self._gone: OrderedDict[str, None] = OrderedDict()
-        self._sent: dict[str, tuple[int, float]] = {}
+        self._replicas = Replicas()  # of the pods on known nodes
+        self._sent: dict[str, _Sent] = {}
         self._habits = NO_HABITS
         self._homes = Homes()
         self._overdue: Sequence[str] = ()
@@ -245,7 +256,7 @@ class State:
     def expire(self, now: float) -> list[Entry]:
         """Drop the holds whose time has run out, and return them."""
         late = self.ledger.expire(now)
-        self._sent = {uid: sent for uid, sent in self._sent.items() if now < sent[1]}
+        self._sent = {uid: sent for uid, sent in self._sent.items() if now < sent.until}
         self._nodes.unpark(self.ledger.has_open)
         return late
 
@@ -324,6 +335,7 @@ class State:
             usage_age=view.usage_age,
             model_version=self.model_version,
             locked=withheld.wanted,
+            zone=view.zone,
         )
 
     def basis(self, now: float) -> Basis:
@@ -332,26 +344,31 @@ class State:
         snapshot = view.id + self._locks.of(view, now).changes
         return Basis(snapshot, self.policy, self.runs.added)
 
-    def passed_over(self, pod: PodFacts, now: float) -> Ints | None:
-        """Rows of nodes that are not to be chosen alone for a pod.
+    def alone(self, pod: PodFacts, owner: str, now: float) -> Alone | None:
+        """By what one node is chosen for a pod, which is spread beside those of ``owner``, if any.
 
-        Those that pods should rather avoid, and for an online pod those that others are sent to.
-        None where too little is known to choose any: not all is listed yet, or the API server is
-        silent, or does not show in time where pods go.
+        Passed over are nodes that pods should rather avoid, and for an online pod those that other
+        online pods are on their way to: what they will use is not in the forecast yet. None where
+        too little is known to choose any: not all is listed yet, or the API server is silent, or
+        does not show in time where pods go.
         """
         if not self.ready or self._lost(now) or len(self._sent) > _UNDER_WAY:
             return None
+        others = [sent for uid, sent in self._sent.items() if uid != pod.uid]
         rows = set(self._nodes.shunned)
         if not pod.offline:
-            rows.update(row for uid, (row, _) in self._sent.items() if uid != pod.uid)
-        return np.fromiter(rows, np.int64, len(rows))
+            rows.update(sent.row for sent in others if not sent.offline)
+        replicas = self._replicas.rows(owner)
+        if owner and (coming := [sent.row for sent in others if sent.replica_of == owner]):
+            replicas = np.append(replicas, coming)
+        return Alone(np.fromiter(rows, np.int64, len(rows)), replicas)
 
     def send(self, pod: PodFacts, row: int, until: float) -> None:
-        """An online pod was left one node: it is expected there until it is seen to be bound.
+        """A pod was left one node: it is expected there until it is seen to be bound.
 
-        An offline pod's ask is in the ledger.
+        What an offline pod takes there is in the ledger.
         """
-        self._sent[pod.uid] = row, until
+        self._sent[pod.uid] = _Sent(row, until, pod.offline, pod.replica_of)
 
     def habit(self, pod: PodFacts, names: Sequence[str], snapshot: Snapshot) -> Habit:
         """What is known of a pod's workload; of the offered nodes it is given one that was left."""
@@ -391,6 +408,7 @@ class State:
         if row is not None:
             for pod in self._pods_on.get(facts.name, {}).values():
                 self._charge(pod, row, None)
+                self._replicas.add(pod.replica_of, row)
         self._hear("nodes")
         return facts.name
 
@@ -401,7 +419,10 @@ class State:
     def _drop_node(self, name: str) -> None:
         row = self._nodes.row(name)
         if row is not None:
-            self._nodes.remove(name, park=self.ledger.drop_row(row, self._pods_on.get(name, ())))
+            there = self._pods_on.get(name, {})
+            for pod in there.values():
+                self._replicas.remove(pod.replica_of, row)
+            self._nodes.remove(name, park=self.ledger.drop_row(row, there))
 
     # Pods
 
@@ -434,7 +455,11 @@ class State:
             self._pods_on.setdefault(new.node, {})[new.uid] = new
             row = self._nodes.row(new.node)
             if row is not None:
-                self._charge(new, row, old if old is not None and old.node else None)
+                before = old if old is not None and old.node else None
+                if before is not None:
+                    self._replicas.remove(before.replica_of, row)
+                self._replicas.add(new.replica_of, row)
+                self._charge(new, row, before)
             else:
                 self.ledger.release(new.uid)  # it is charged when the node comes
         return new.uid
@@ -493,7 +518,10 @@ class State:
         if not on_node:
             del self._pods_on[pod.node]
         row = self._nodes.row(pod.node)
-        if row is not None and pod.request:
+        if row is None:
+            return
+        self._replicas.remove(pod.replica_of, row)
+        if pod.request:
             self._nodes.request(row, -round(pod.request * 1000), 0, 0.0)
 
     def _listed(self, kind: str) -> None:

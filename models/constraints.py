@@ -16,6 +16,7 @@ from msgspec import Meta
 Labels = dict[str, str]
 
 HOSTNAME = "kubernetes.io/hostname"
+ZONE = "topology.kubernetes.io/zone"
 UNSCHEDULABLE = "node.kubernetes.io/unschedulable"
 
 

@@ -29,6 +29,7 @@ class Fleet:
         millicpu, memory: [N] allocatable millicores and bytes.
         joined, left: [N] seconds since the epoch from and until when each is there; None where all
             are there all the time.
+        zone: [N] numbers of the nodes' zones, as in a snapshot; None where the trace names none.
     """
 
     names: tuple[str, ...]
@@ -36,6 +37,7 @@ class Fleet:
     memory: Ints
     joined: Ints | None = None
     left: Ints | None = None
+    zone: Ints | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -81,6 +83,7 @@ class Cluster:
         self.profile: Floats32 = np.zeros((HOURS, len(fleet)), np.float32)
         self.usage: Floats = np.full(len(fleet), np.nan)
         self.promised: Ints = np.zeros(len(fleet), np.int64)
+        self._zone = fleet.zone
         self._policy = policy
         self._forecasting = forecasting
         self._index = NodeIndex((name, row) for row, name in enumerate(fleet.names))
@@ -198,6 +201,7 @@ class Cluster:
                 self._blocked,
                 self._age,
                 version,
+                zone=self._zone,
             )
         return self._snapshot
 

@@ -10,11 +10,13 @@ import msgspec
 import numpy as np
 import polars as pl
 
+from extender.spread import NO_ZONE
 from models.arrays import Bools, Ints
 from models.constraints import (
     HOSTNAME,
     NODE_JSON,
     POD_JSON,
+    ZONE,
     Labels,
     NodeAffinity,
     Taint,
@@ -77,6 +79,13 @@ def node_facts(nodes: pl.DataFrame) -> NodeFacts:
             else flags.fill_null(value=False).to_numpy().astype(bool)
         ),
     )
+
+
+def zones(nodes: pl.DataFrame) -> Ints | None:
+    """[N] the number of each node's zone, `NO_ZONE` for none; None where no node has one."""
+    found = [labels.get(ZONE, "") for labels in _column(nodes, "labels", NODE_JSON, {})]
+    numbers = {zone: number for number, zone in enumerate(sorted({*found} - {""}))}
+    return np.array([numbers.get(zone, NO_ZONE) for zone in found]) if numbers else None
 
 
 def pod_kinds(pods: pl.DataFrame) -> tuple[tuple[PodKind, ...], Ints]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from models.arrays import Ints
-from models.kube.preferences import is_spread
+from models.kube.preferences import may_be_spread, replicates
 from shadow.constraints import Constraints, PodKind
 from shadow.options import ReplayOptions
 from shadow.scenario import Scenario
@@ -22,13 +22,34 @@ def indifferent(scenario: Scenario, options: ReplayOptions) -> list[bool]:
     found = pods.offline.copy()
     if grid is not None:
         online = np.flatnonzero(~pods.offline)
-        spread = [is_spread(grid.workloads[at], offline=False) for at in pods.grid[online].tolist()]
+        workloads = [grid.workloads[at] for at in pods.grid[online].tolist()]
+        spread = [may_be_spread(of, offline=False) and not replicates(of) for of in workloads]
         found[online] = ~np.array(spread, bool)
     if scenario.constraints is not None and pods.kind is not None:
-        prefers = [_prefers(kind) for kind in scenario.constraints.kinds]
-        found &= ~np.array(prefers, bool)[pods.kind]
+        kinds = scenario.constraints.kinds
+        found |= np.array([bool(kind.topology_spread) for kind in kinds])[pods.kind]
+        found &= ~np.array([_prefers(kind) for kind in kinds])[pods.kind]
     chosen: list[bool] = found.tolist()
     return chosen
+
+
+def owners(scenario: Scenario) -> list[str]:
+    """For each pod, beside whose pods kube-scheduler spreads it by default; empty for nobody's.
+
+    A trace does not say which ReplicaSet of a Deployment a pod is of: all pods of a workload count
+    as siblings.
+    """
+    pods, grid, constraints = scenario.pods, scenario.grid, scenario.constraints
+    found = [""] * len(pods)
+    if grid is None:
+        return found
+    own = np.zeros(len(pods), bool)
+    if constraints is not None and pods.kind is not None:
+        own = np.array([bool(kind.topology_spread) for kind in constraints.kinds])[pods.kind]
+    for pod in np.flatnonzero(~pods.offline & ~own).tolist():
+        workload = grid.workloads[int(pods.grid[pod])]
+        found[pod] = workload if replicates(workload) else ""
+    return found
 
 
 def shunned(constraints: Constraints | None) -> Ints:

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from extender.spread import MAX_NODE_SCORE
 from models.arrays import Bools, Floats, Ints
 
-MAX_NODE_SCORE = 100
 DEFAULT_MILLICPU = 100
 """What NodeResourcesFit scores a pod with that requests no CPU (`DefaultMilliCPURequest`)."""
 DEFAULT_MEMORY = 200 * 1024 * 1024

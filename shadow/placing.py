@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from extender.spread import MAX_NODE_SCORE
 from models.arrays import Bools, Ints
 from models.constraints import UNSCHEDULABLE, Taint
 from shadow.constraints import Constraints, NodeFacts, PodKind
-from shadow.kube_scheduler import MAX_NODE_SCORE
 from shadow.spread import Spread, Spreads
 
 TAINT_WEIGHT, AFFINITY_WEIGHT, SPREAD_WEIGHT = 3, 2, 2

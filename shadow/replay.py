@@ -8,8 +8,19 @@ from itertools import count
 
 import numpy as np
 
-from extender.decide import MAX_SCORE, NOTHING_KNOWN, Ask, Habit, Verdicts, decide, to_wire_scores
+from extender.decide import (
+    MAX_SCORE,
+    NOTHING_KNOWN,
+    Alone,
+    Ask,
+    Habit,
+    Verdicts,
+    decide,
+    to_wire_scores,
+)
+from extender.replicas import Replicas
 from extender.snapshot import Reason
+from extender.spread import MAX_NODE_SCORE, default_spread
 from models.arrays import Floats, Floats32, Ints
 from models.grid import WINDOW
 from models.habits import NO_HABITS, HabitsBuilder, Rhythm, node_shapes
@@ -19,10 +30,9 @@ from models.rolling import RollingForecast
 from models.trace import Trace
 from shadow.cluster import ORDINARY, Cluster
 from shadow.events import ARRIVAL, END, JOIN, LEAVE, NEVER, Change, Timeline, Waiting
-from shadow.indifference import indifferent, shunned
+from shadow.indifference import indifferent, owners, shunned
 from shadow.kube_scheduler import (
     CPU,
-    MAX_NODE_SCORE,
     MEMORY,
     Request,
     pick,
@@ -30,7 +40,7 @@ from shadow.kube_scheduler import (
     sample_size,
 )
 from shadow.options import ReplayOptions
-from shadow.placing import Placing
+from shadow.placing import SPREAD_WEIGHT, Placing
 from shadow.preemption import Holder, preempt
 from shadow.recorder import Recorder
 from shadow.result import CONSTRAINTS, RESOURCES, Ending, ReplayResult, State
@@ -141,6 +151,8 @@ class _Replay:
         constraints = scenario.constraints
         self._placing = None if constraints is None else Placing(constraints)
         self._indifferent = indifferent(scenario, options)
+        self._owners = owners(scenario)
+        self._replicas = Replicas()
         self._shunned = shunned(constraints)
         self._requests = _requests(scenario, options)
         pods = scenario.pods
@@ -219,6 +231,8 @@ class _Replay:
         score = nodes.score(rows, request)
         if self._placing is not None:
             score += self._placing.score(self._kind[pod], rows)
+        if len(replicas := self._replicas.rows(self._owners[pod])):
+            score += SPREAD_WEIGHT * default_spread(rows, replicas, self._scenario.fleet.zone)
         if ranks is not None:
             entries = 2 if self._offline[pod] else 1
             weight = entries * self._options.extender_weight
@@ -233,10 +247,10 @@ class _Replay:
         snapshot = self._cluster.snapshot(time, self._version, offline=offline)
         known = self._known(pod)
         habit = NOTHING_KNOWN if known is None else Habit(known)
-        passed_over = self._shunned if self._indifferent[pod] else None
-        return decide(
-            snapshot, rows, ask, self._policy, self._options.candidates, habit, passed_over
-        )
+        alone = None
+        if self._indifferent[pod]:
+            alone = Alone(self._shunned, self._replicas.rows(self._owners[pod]))
+        return decide(snapshot, rows, ask, self._policy, self._options.candidates, habit, alone)
 
     def _known(self, pod: int) -> Floats32 | None:
         """The profile of an online pod's workload, as its siblings showed it by the last refresh.
@@ -287,6 +301,7 @@ class _Replay:
                 free = cluster.promise(row, pods.names[pod], request, self._horizon[pod], time)
             else:
                 cluster.nodes.add(row, request)
+        self._replicas.add(self._owners[pod], row)
         if self._placing is not None:
             self._placing.add(self._kind[pod], row)
         run = self._record.started(pod, row, time, free)
@@ -306,6 +321,7 @@ class _Replay:
         self._no_room.clear()
         row, request = self._record.node[run], self._requests[pod]
         self._record.ended(run, time, ending)
+        self._replicas.remove(self._owners[pod], row)
         if self._placing is not None:
             self._placing.remove(self._kind[pod], row)
         if not self._offline[pod]:

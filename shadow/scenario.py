@@ -15,7 +15,7 @@ from models.grid import WINDOW, UsageGrid
 from models.policy import horizon_index
 from models.trace import Trace, usage_grid
 from shadow.cluster import Fleet
-from shadow.constraints import Constraints, constraints_of, pod_kinds
+from shadow.constraints import Constraints, constraints_of, pod_kinds, zones
 from shadow.events import NEVER
 from shadow.options import ReplayOptions
 
@@ -155,6 +155,7 @@ def _own_nodes(trace: Trace) -> Fleet:
         tuple(nodes["node"]),
         np.rint(nodes["cpu"].to_numpy() * 1000).astype(np.int64),
         np.rint(nodes["memory"].to_numpy() * GIB).astype(np.int64),
+        zone=zones(nodes),
         **lives,
     )
 

@@ -1,8 +1,8 @@
 """PodTopologySpread, after Kubernetes 1.37: pods of one selector are spread over domains.
 
 A domain is all nodes with one value of a label. Hard constraints (`DoNotSchedule`) filter, soft
-ones (`ScheduleAnyway`) score. Of constraints that a cluster adds to pods of its own accord
-(`defaultConstraints`) a trace knows nothing.
+ones (`ScheduleAnyway`) score. These are pods' own constraints; those that kube-scheduler adds where
+a pod has none are in `extender.spread`. Of others (`defaultConstraints`) a trace knows nothing.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from extender.spread import crowding, emptiness
 from models.arrays import Bools, Floats, Ints
 from models.constraints import HOSTNAME, LabelSelector, TopologySpread
 from shadow.constraints import NodeFacts, PodKind
-from shadow.kube_scheduler import MAX_NODE_SCORE
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +140,7 @@ class Spread:
             raw += self._raw(constraint, scored)
         score = np.zeros(len(rows), np.int64)
         if len(scored):
-            whole = np.floor(raw + 0.5).astype(np.int64)
-            high, low = int(whole.max()), int(whole.min())
-            score[labelled] = MAX_NODE_SCORE * (high + low - whole) // high if high else 100
+            score[labelled] = emptiness(raw)
         return score
 
     def _raw(self, constraint: _Constraint, rows: Ints) -> Floats:
@@ -154,8 +152,7 @@ class Spread:
             eligible = constraint.eligible & self._present
             pods = _by_domain(constraint.domain, constraint.counts, eligible)[domain]
             domains = len(np.unique(domain))
-        raw: Floats = pods * np.log(domains + 2) + (constraint.max_skew - 1)
-        return raw
+        return crowding(pods, domains, constraint.max_skew)
 
 
 def _constraints(

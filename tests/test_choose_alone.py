@@ -9,11 +9,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from extender.decide import decide
+from extender.decide import Alone, decide
 from models.classical import classical
 from models.shipped import shipped
 from shadow.constraints import PLAIN, Constraints
-from shadow.indifference import indifferent, shunned
+from shadow.indifference import indifferent, owners, shunned
 from shadow.options import ReplayOptions
 from shadow.replay import replay
 from shadow.scenario import build_scenario
@@ -35,10 +35,10 @@ def world(*, choose_alone: bool = True, candidates: int = 3, hold_seconds: float
     return found
 
 
-def owned(pod: Json, owner: str) -> Json:
+def owned(pod: Json, owner: str, api_version: str = "apps/v1") -> Json:
     """The pod, looked after by somebody."""
-    owners = [{"kind": owner, "name": "app-1", "controller": True}]
-    pod["metadata"]["ownerReferences"] = owners
+    of = {"apiVersion": api_version, "kind": owner, "name": "app-1", "uid": f"uid-{owner}"}
+    pod["metadata"]["ownerReferences"] = [{**of, "controller": True}]
     return pod
 
 
@@ -101,18 +101,24 @@ def test_what_a_pod_requires_leaves_nothing_to_choose(spec: dict[str, Any]) -> N
 
 
 @pytest.mark.parametrize(
-    ("owner", "offline_left", "online_left"),
+    ("api_version", "owner", "offline_left", "online_left"),
     [
-        ("Job", 1, 1),
-        ("ReplicaSet", 3, 3),
-        ("ReplicationController", 3, 3),
-        ("StatefulSet", 3, 3),
-        ("PyTorchJob", 1, 3),  # of online pods, only those that end are taken to serve nobody
+        ("batch/v1", "Job", 1, 1),
+        ("apps/v1", "ReplicaSet", 1, 1),
+        ("v1", "ReplicationController", 1, 1),
+        ("apps/v1", "StatefulSet", 1, 1),
+        ("apps.kruise.io/v1beta1", "StatefulSet", 3, 3),  # kube-scheduler does not know these
+        ("kubeflow.org/v1", "PyTorchJob", 1, 3),  # of online pods, only Jobs' serve nobody
     ],
 )
-def test_whose_pods_are_spread(owner: str, offline_left: int, online_left: int) -> None:
-    assert len(left(world(), owned(pod_json("p", 1000), owner))) == offline_left
-    assert len(left(world(), owned(pod_json("q", cpu="1"), owner))) == online_left
+def test_whose_pods_are_left_one_node(
+    api_version: str, owner: str, offline_left: int, online_left: int
+) -> None:
+    assert len(left(world(), owned(pod_json("p", 1000), owner, api_version))) == offline_left
+    assert len(left(world(), owned(pod_json("q", cpu="1"), owner, api_version))) == online_left
+    own = [{**SPREAD, "whenUnsatisfiable": "DoNotSchedule"}]  # instead of any by default
+    spread = pod_json("r", cpu="1", topologySpreadConstraints=own)
+    assert len(left(world(), owned(spread, owner, api_version))) == 1
 
 
 def test_a_pod_can_ask_for_more_and_for_less() -> None:
@@ -210,8 +216,8 @@ def test_the_best_is_left_and_where_all_are_passed_over_several_are() -> None:
     of, rows = snapshot([1000, 4000, 3000, 4000]), np.array([3, 0, 2, 1])
 
     def passed(passed_over: list[int], candidates: int = 2) -> list[int]:
-        over = np.array(passed_over, np.int64)
-        found = decide(of, rows, offline(100), POLICY, candidates, passed_over=over)
+        alone = Alone(np.array(passed_over, np.int64), np.zeros(0, np.int64))
+        found = decide(of, rows, offline(100), POLICY, candidates, alone=alone)
         return sorted(rows[found.passed].tolist())
 
     assert passed([]) == [3]  # of equals the first: kube-scheduler begins elsewhere each time
@@ -224,7 +230,11 @@ def test_the_best_is_left_and_where_all_are_passed_over_several_are() -> None:
 def test_the_replay_leaves_one_node_to_the_same_pods() -> None:
     scenario = build_scenario(tidal_trace(), ReplayOptions())
     pods = scenario.pods
-    assert indifferent(scenario, ReplayOptions()) == pods.offline.tolist()
+    assert indifferent(scenario, ReplayOptions()) == [True] * len(pods)
+    workloads = () if scenario.grid is None else scenario.grid.workloads
+    spread = [workloads[at] if at >= 0 else "" for at in pods.grid.tolist()]
+    assert owners(scenario) == spread  # of Deployments
+    assert len(set(spread)) > 2
     assert not any(indifferent(scenario, ReplayOptions(choose_alone=False)))
 
 
@@ -242,9 +252,19 @@ def test_the_replay_knows_what_prefers_and_what_is_to_be_avoided() -> None:
     constraints = Constraints(nodes, kinds)
     which = np.arange(len(scenario.pods)) % len(kinds)
     marked = replace(scenario, constraints=constraints, pods=replace(scenario.pods, kind=which))
-    expected = scenario.pods.offline & np.isin(which, (0, 3))
+    expected = np.isin(which, (0, 3))
     assert indifferent(marked, ReplayOptions()) == expected.tolist()
-    assert expected.any()
+    # A pod with constraints of its own is not spread by default.
+    by_default = ~scenario.pods.offline & np.isin(which, (0, 1))
+    assert [bool(owner) for owner in owners(marked)] == by_default.tolist()
+    assert by_default.any()
+    assert scenario.grid is not None
+    operators = tuple(name.replace("Deployment", "Operator") for name in scenario.grid.workloads)
+    grid = replace(scenario.grid, workloads=operators)
+    behind_services = np.where(scenario.pods.offline, expected, which == 3)
+    found = indifferent(replace(marked, grid=grid), ReplayOptions())
+    assert found == behind_services.tolist()
+    assert not any(owners(replace(marked, grid=grid)))
     assert shunned(constraints).tolist() == [1]
     assert shunned(None).tolist() == []
 

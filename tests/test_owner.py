@@ -4,6 +4,7 @@ import msgspec
 import pytest
 
 from models.kube.owner import workload_of
+from models.kube.preferences import replica_of
 from models.kube.types import Metadata
 
 
@@ -39,3 +40,26 @@ def test_an_owner_that_does_not_control_is_none() -> None:
 
 def test_an_object_without_anything() -> None:
     assert workload_of(Metadata()) == "default/Pod/"
+
+
+@pytest.mark.parametrize(
+    ("api_version", "kind", "spread"),
+    [
+        ("apps/v1", "ReplicaSet", True),
+        ("apps/v1", "StatefulSet", True),
+        ("v1", "ReplicationController", True),
+        ("apps/v1", "DaemonSet", False),
+        ("batch/v1", "Job", False),
+        ("apps.kruise.io/v1beta1", "StatefulSet", False),
+        ("", "ReplicaSet", False),
+    ],
+)
+def test_whose_replica_a_pod_is(api_version: str, kind: str, *, spread: bool) -> None:
+    owner = {"apiVersion": api_version, "kind": kind, "name": "web", "uid": "u1"}
+    fields = {"ownerReferences": [{"kind": "Node", "uid": "u0"}, {**owner, "controller": True}]}
+    assert replica_of(msgspec.convert(fields, Metadata)) == ("u1" if spread else "")
+    leaving = {**fields, "deletionTimestamp": "2026-01-01T00:00:00Z"}
+    assert replica_of(msgspec.convert(leaving, Metadata)) == ""
+    unowned = {"ownerReferences": [owner]}
+    assert replica_of(msgspec.convert(unowned, Metadata)) == ""
+    assert replica_of(Metadata()) == ""

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from models.kube.types import OfferedPodSpec, Preferences
+from models.kube.types import Metadata, OfferedPodSpec, Preferences
 
-_SPREAD = ("Deployment", "ReplicaSet", "ReplicationController", "StatefulSet")
+_SPREAD = {
+    ("apps/v1", "ReplicaSet"),
+    ("apps/v1", "StatefulSet"),
+    ("v1", "ReplicationController"),
+}
 """Owners whose pods kube-scheduler spreads over nodes and zones by default (``DefaultSelector`` in
 pkg/scheduler/framework/plugins/helper of Kubernetes 1.37)."""
 
+_REPLICATING = ("Deployment", "ReplicaSet", "ReplicationController", "StatefulSet")
 _ENDING = ("Pod", "Job", "CronJob")
 
 
@@ -30,8 +35,21 @@ def has_preferences(spec: OfferedPodSpec) -> bool:
     )
 
 
-def is_spread(workload: str, offline: bool) -> bool:
-    """Whether a workload's pods are to be spread, or may well be.
+def replica_of(metadata: Metadata) -> str:
+    """The UID of the owner beside whose other pods a pod is spread by default; empty for none.
+
+    A pod that was told to go counts for none. Which of an owner's pods also belong to the same
+    Services is not looked at: they have the labels of one template.
+    """
+    owners = metadata.owner_references or ()
+    owner = next((owner for owner in owners if owner.controller), None)
+    if owner is None or metadata.deletion_timestamp:
+        return ""
+    return owner.uid if (owner.api_version, owner.kind) in _SPREAD else ""
+
+
+def may_be_spread(workload: str, offline: bool) -> bool:
+    """Whether a workload's pods are spread by something, which may not be known.
 
     kube-scheduler also spreads pods behind a Service, whoever owns them. Offline pods are taken to
     have none, online pods to have one unless they run to their end.
@@ -40,8 +58,16 @@ def is_spread(workload: str, offline: bool) -> bool:
         workload: as `models.kube.owner.workload_of` gives it.
         offline: the pods' tier.
     """
-    kind = workload.split("/")[1] if workload.count("/") == 2 else ""
-    return kind in _SPREAD if offline else kind not in _ENDING
+    return replicates(workload) if offline else _kind(workload) not in _ENDING
+
+
+def replicates(workload: str) -> bool:
+    """Whether a workload's owner makes replicas that kube-scheduler spreads by default."""
+    return _kind(workload) in _REPLICATING
+
+
+def _kind(workload: str) -> str:
+    return workload.split("/")[1] if workload.count("/") == 2 else ""
 
 
 def _preferred(terms: Preferences | None) -> bool:

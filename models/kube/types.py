@@ -19,13 +19,15 @@ class _Object(msgspec.Struct, frozen=True, rename="camel", gc=False):
 class OwnerReference(_Object, frozen=True):
     """Who made an object; of several owners one at most is its controller."""
 
+    api_version: str = ""
     kind: str = ""
     name: str = ""
+    uid: str = ""
     controller: bool | None = None
 
 
 class Metadata(_Object, frozen=True):
-    """Of any object."""
+    """Of any object; one with a deletion timestamp was told to go."""
 
     name: str | None = None
     namespace: str | None = None
@@ -34,6 +36,7 @@ class Metadata(_Object, frozen=True):
     labels: dict[str, str] | None = None
     annotations: dict[str, str] | None = None
     owner_references: list[OwnerReference] | None = None
+    deletion_timestamp: str | None = None
 
 
 class Resources(_Object, frozen=True):
@@ -142,12 +145,6 @@ class ContainerStatus(_Object, frozen=True):
     state: ContainerState | None = None
 
 
-class FinishedMetadata(Metadata, frozen=True):
-    """Of a finished pod: whether it was told to go."""
-
-    deletion_timestamp: str | None = None
-
-
 class FinishedStatus(PodStatus, frozen=True):
     """Of a finished pod: when its containers ended."""
 
@@ -157,7 +154,7 @@ class FinishedStatus(PodStatus, frozen=True):
 class FinishedPod(_Object, frozen=True):
     """A pod that has succeeded, read more closely than those that run."""
 
-    metadata: FinishedMetadata | None = None
+    metadata: Metadata | None = None
     spec: PodSpec | None = None
     status: FinishedStatus | None = None
 

@@ -25,8 +25,8 @@ from models.kube.request import (
     reclaimed_request,
 )
 from models.kube.types import (
-    FinishedMetadata,
     FinishedStatus,
+    Metadata,
     NodeStatus,
     Page,
     Pod,
@@ -50,7 +50,7 @@ T = TypeVar("T")
 _page = msgspec.json.Decoder(Page)
 
 
-class _Metadata(FinishedMetadata, frozen=True):
+class _Metadata(Metadata, frozen=True):
     creation_timestamp: str | None = None
 
 

@@ -93,13 +93,14 @@ def _facts(
 def _workload(labels: dict[str, str]) -> str:
     kind, name = labels.get("created_by_kind", ""), labels.get("created_by_name", "")
     template = _TEMPLATE.search(name) if kind == "ReplicaSet" else None
+    owner = OwnerReference(kind=kind, name=name, controller=True)
     nobody = ("", "<none>")  # how kube-state-metrics writes that there is no owner
     return workload_of(
         Metadata(
             name=labels["pod"],
             namespace=labels["namespace"],
             labels={"pod-template-hash": template[1]} if template else None,
-            owner_references=None if kind in nobody else [OwnerReference(kind, name, True)],
+            owner_references=None if kind in nobody else [owner],
         )
     )
 
