@@ -170,8 +170,8 @@ def spread(result: ReplayResult, trace: Trace) -> tuple[float, float, float]:
     memory = np.zeros(len(result.fleet))
     np.add.at(memory, there["row"].to_numpy(), there["memory"].to_numpy())
     return (
-        float(fullest["share"].mean()),
-        float(beside),
+        float(np.mean(fullest["share"].to_numpy())),
+        float(np.mean(beside.to_numpy())),
         float((memory / result.fleet.memory).std()),
     )
 

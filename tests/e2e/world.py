@@ -20,6 +20,7 @@ import yaml
 
 from models.artifact import save_model
 from models.classical import classical
+from models.constraints import ZONE
 from models.generator import ClusterSpec, generate_trace
 from models.trace import usage_grid
 from tests.controlplane import kwok, objects, workload
@@ -38,6 +39,7 @@ DURATION = "archimedes.dev/expected-duration"
 PRIORITY_CLASS = "archimedes-offline"
 
 NODES = 50
+ZONES = ("zone-0", "zone-1", "zone-2")
 NODE_CPU = 8.0
 PODS_PER_NODE = 3
 REQUEST = 2.5  # cores: 3 x 2.5 = 7.5 of 8 are requested
@@ -208,6 +210,11 @@ class World:
         )
 
 
+def zone_of(node: str) -> str:
+    """The zone in which a node is."""
+    return ZONES[int(node.removeprefix("node-")) % len(ZONES)]
+
+
 def millicores(quantity: str) -> int:
     """An extended resource's amount; the API server writes 2000 as "2k"."""
     return int(quantity[:-1]) * 1000 if quantity.endswith("k") else int(quantity)
@@ -225,7 +232,10 @@ def build_world(
 ) -> Iterator[World]:
     """Fill 50 nodes, remember a day, start Prometheus, the extender and kube-scheduler."""
     names = [f"node-{number:02d}" for number in range(NODES)]
-    workload.create_nodes(plane.admin, (objects.node(name, cpu=NODE_CPU) for name in names))
+    workload.create_nodes(
+        plane.admin,
+        (objects.node(name, cpu=NODE_CPU, labels={ZONE: zone_of(name)}) for name in names),
+    )
     online = {f"online-{n:02d}-{p}": names[n] for n in range(NODES) for p in range(PODS_PER_NODE)}
     workload.create_pods(
         plane.admin,
