@@ -56,6 +56,11 @@ KEEP = 4 * HALF_LIFE
 LIMIT = 1e6
 """Largest magnitude of a score: what lies beyond says nothing more, and stays finite in JSON."""
 
+LEAST_SCALE = 0.01
+"""Least scale, as a share of what is forecast beside it, at which a forecast says something about
+knobs. Below, pods' requests make nearly all of it, which no knob moves: one such machine that was
+exceeded would ask for a knob of hundreds, and so take everybody's forecasts with it."""
+
 _TAIL_EDGES = (0.0, 0.0005, 0.001, 0.002, 0.003, 0.004, 0.005, 0.0075, 0.01, 0.0125, 0.015, 0.02)
 _BODY_EDGES = (0.025, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.125, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4)
 EDGES: Floats = np.array([*_TAIL_EDGES, *_BODY_EDGES, 0.45, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
@@ -95,11 +100,14 @@ def score(prediction: Prediction, truth: Floats, unknown: Floats) -> Floats:
         unknown: [N] cores of unknown pods' requests, which every forecast includes.
 
     Returns:
-        [N, H]; NaN where the truth or the prediction is not known or where there is nothing to
-        predict. The cap is ignored: no knob covers what lies beyond it.
+        [N, H]; NaN where the truth or the prediction is not known, where there is nothing to
+        predict, or nearly nothing that a knob moves (`LEAST_SCALE`). The cap is ignored: no knob
+        covers what lies beyond it.
     """
-    raw = (truth - unknown[:, None] - prediction.location) / prediction.scale
-    return np.where(prediction.cap[:, None] > 0, np.clip(raw, -LIMIT, LIMIT), np.nan)
+    fixed = prediction.location + unknown[:, None]
+    raw = (truth - fixed) / prediction.scale
+    movable = (prediction.cap[:, None] > 0) & (prediction.scale >= LEAST_SCALE * fixed)
+    return np.where(movable, np.clip(raw, -LIMIT, LIMIT), np.nan)
 
 
 def fit_calibration(

@@ -9,9 +9,17 @@ import numpy as np
 import pytest
 
 from models.arrays import Floats
-from models.calibration import Calibration, Recalibrator, fit_calibration, sketch, tail_knob
+from models.calibration import (
+    Calibration,
+    Recalibrator,
+    fit_calibration,
+    score,
+    sketch,
+    tail_knob,
+)
 from models.classical import CLASSICAL
 from models.errors import TraceError
+from models.forecaster import Prediction
 from models.grid import WEEK, WINDOW
 from models.history import History, build_history
 from models.policy import HORIZONS
@@ -186,6 +194,35 @@ def test_unknown_truths_teach_nothing() -> None:
         r.knobs(0)
     other.observe(0, 0, np.full(5, np.nan))
     np.testing.assert_array_equal(one.knobs(86_400), other.knobs(86_400))
+
+
+def test_a_forecast_that_no_knob_moves_says_nothing_of_knobs() -> None:
+    location = np.array([[4.0], [2.0], [0.0], [3.0], [0.0]])
+    scale = np.array([[0.001], [0.5], [0.05], [0.03], [1.0]])
+    unknown = np.array([0.0, 0.0, 10.0, 0.0, 10.0])
+    prediction = Prediction(location, scale, np.full(5, np.inf))
+    truth = np.array([[5.0], [2.5], [10.5], [3.3], [12.0]])
+    # The first machine's pods and the third's count with their requests, but for a trace.
+    np.testing.assert_allclose(
+        score(prediction, truth, unknown)[:, 0], [np.nan, 1.0, np.nan, 10.0, 2.0]
+    )
+
+
+def test_one_machine_that_exceeds_its_requests_raises_nobodys_forecast() -> None:
+    """Koordinator counts pods of less than a day with their requests, which bursts may exceed."""
+    found = []
+    windows = STEP // WINDOW
+    for burst in (1.0, 5.0):
+        model = RollingForecast(shipped(CLASSICAL["koordinator"]))
+        for number in range(40):
+            usage = np.ones((2, WEEK), np.float32)
+            usage[1] = np.where((np.arange(WEEK) + number * windows) % 24 == 0, burst, 1.0)
+            usage[1, : WEEK - 30 - number * windows] = np.nan
+            time, nodes = NOW + number * STEP, np.arange(2)
+            past = build_history(time, usage, np.full(2, 4.0), nodes, nodes, np.full(2, 8.0))
+            forecast = model.refresh(past, names(2), names(2, "n"))
+        found.append(forecast.forecast[0])
+    np.testing.assert_allclose(found[1], found[0])
 
 
 def test_a_frozen_prediction_keeps_its_cap() -> None:
