@@ -125,8 +125,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     choose_alone: bool = True
     """Where more than ``candidates`` nodes fit a pod about whose node kube-scheduler has no
-    preference, return only the best: kube-scheduler then need not rank any, and an offline pod's
-    ask is held on one node. docs/deploy.md says which pods these are."""
+    preference, or none but to spread replicas, return only the best: kube-scheduler then need not
+    rank any, and an offline pod's ask is held on one node. docs/deploy.md says which these are."""
 
     hold_seconds: Annotated[float, Meta(gt=0, le=600)] = 15.0
     """Seconds for which a pod's ask stays charged on the offered nodes until bind names one.

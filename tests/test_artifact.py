@@ -185,7 +185,7 @@ def test_absurd_forecasts_do_not_serve(cores: float, why: str) -> None:
 
 def test_a_manifest_from_before_the_ranking_weights_loads_with_their_defaults(copy: Path) -> None:
     manifest = json.loads((copy / "manifest.json").read_text())
-    for field in ("peak_hour_weight", "rebuild_weight", "hot_share", "hot_weight"):
+    for field in ("peak_hour_weight", "spread_weight", "rebuild_weight", "hot_share", "hot_weight"):
         del manifest["policy"][field]
     (copy / "manifest.json").write_text(json.dumps(manifest))
     assert load_model(copy).policy == small_model().policy

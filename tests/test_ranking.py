@@ -250,6 +250,6 @@ def test_what_was_added_goes_with_the_refresh_that_knows_it() -> None:
 
 def test_a_policy_from_before_these_fields_has_their_defaults() -> None:
     old = msgspec.to_builtins(Policy(target=0.02))
-    for field in ("peak_hour_weight", "rebuild_weight", "hot_share", "hot_weight"):
+    for field in ("peak_hour_weight", "spread_weight", "rebuild_weight", "hot_share", "hot_weight"):
         del old[field]
     assert msgspec.convert(old, Policy) == Policy(target=0.02)

@@ -16,9 +16,9 @@ NARROWER: dict[str, tuple[float, float]] = {"ceiling": (0.7, 0.98)}
 """Where a field allows more than a trace can speak for: below 70 % a node gives nothing back, and
 2 % stay free for bursts shorter than the trace's windows, which no replay can see."""
 
-LEFT_ALONE = ("max_usage_age", "system_reserve")
-"""About what no trace holds: monitoring gaps, and daemons that nothing measures. A search would
-take the reserve away, as it never sees what it is for; searched only where they are named."""
+LEFT_ALONE = ("max_usage_age", "system_reserve", "spread_weight")
+"""About what no trace holds: monitoring gaps, daemons that nothing measures, zones that fail. A
+search would take them away, as it never sees what they are for; searched only where named."""
 
 OPEN_END = 4.0
 """A field without an upper bound is searched up to this many times its default (at least 1)."""

@@ -14,6 +14,9 @@ NODE_CPU = 32
 REQUEST = 0.5
 """Cores that each resident online pod requests."""
 
+_SIBLINGS = 40
+_ZONES = 3
+
 
 @dataclass(frozen=True, slots=True)
 class PodRow:
@@ -25,6 +28,11 @@ class PodRow:
     node: str = ""
     version: int = 1
 
+    @property
+    def owner(self) -> str:
+        """The Job, or the ReplicaSet, that it belongs to: its name without the last part."""
+        return self.name.rpartition("-")[0]
+
     def render(self) -> bytes:
         """The pod's JSON."""
         template = _OFFLINE if self.offline else _ONLINE
@@ -34,6 +42,8 @@ class PodRow:
             self.name.encode(),
             self.uid.encode(),
             self.version,
+            self.owner.encode(),
+            self.owner.encode(),
             node.encode(),
             phase.encode(),
         )
@@ -45,21 +55,22 @@ def node_name(number: int) -> str:
 
 
 def resident(number: int, nodes: int, version: int = 1) -> PodRow:
-    """A pod that runs from the start; every tenth is an offline one."""
-    name = f"service-{number // 40}-{number:08x}"
+    """A pod that runs from the start; every tenth is an offline one, and 40 have one owner."""
+    name = f"service-{number // _SIBLINGS}-{number:08x}"
     uid = f"00000000-0000-4000-8000-{number:012x}"
     return PodRow(name, uid, number % 10 == 9, node_name(number % nodes), version)
 
 
 def arriving(number: int) -> PodRow:
-    """A pod that waits for a node; every other is an offline one."""
+    """A pod that waits for a node; every other is an offline one, and 40 have one owner."""
     uid = f"11111111-0000-4000-8000-{number:012x}"
-    return PodRow(f"arrival-{number:08x}", uid, number % 2 == 0)
+    return PodRow(f"arrival-{number // _SIBLINGS}-{number:08x}", uid, number % 2 == 0)
 
 
 def render_node(number: int) -> bytes:
     """A node's JSON."""
-    return _NODE % (node_name(number).encode(), node_name(number).encode(), number + 1)
+    name = node_name(number).encode()
+    return _NODE % (name, name, number + 1, number % _ZONES)
 
 
 def _managed_fields(count: int) -> list[object]:
@@ -77,7 +88,7 @@ def _managed_fields(count: int) -> list[object]:
     return [entry] * count
 
 
-def _pod_template(requests: dict[str, str], kind: str, name: str) -> bytes:
+def _pod_template(requests: dict[str, str], api_version: str, kind: str) -> bytes:
     env = [{"name": f"VARIABLE_{at}", "value": f"some value {at}"} for at in range(12)]
     container = {
         "name": "main",
@@ -86,7 +97,7 @@ def _pod_template(requests: dict[str, str], kind: str, name: str) -> bytes:
         "resources": {"requests": {**requests, "memory": "1Gi"}, "limits": requests},
         "volumeMounts": [{"name": "token", "mountPath": "/var/run/secrets", "readOnly": True}],
     }
-    owner = {"kind": kind, "name": name, "controller": True, "uid": "u"}
+    owner = {"apiVersion": api_version, "kind": kind, "name": "@owner", "uid": "@owner"}
     metadata = {
         "name": "@name",
         "namespace": NAMESPACE,
@@ -94,7 +105,7 @@ def _pod_template(requests: dict[str, str], kind: str, name: str) -> bytes:
         "resourceVersion": "@version",
         "labels": {f"label-{at}": "value" for at in range(8)},
         "annotations": {"archimedes.dev/expected-duration": "1h"},
-        "ownerReferences": [owner],
+        "ownerReferences": [{**owner, "controller": True}],
         "managedFields": _managed_fields(2),
     }
     conditions = [
@@ -110,7 +121,7 @@ def _pod_template(requests: dict[str, str], kind: str, name: str) -> bytes:
             "conditions": conditions,
         },
     }
-    return _template(pod, {"@name": "%s", "@uid": "%s", "@version": "%d", "@phase": "%s"})
+    return _template(pod, _POD_FIELDS)
 
 
 def _node_template() -> bytes:
@@ -121,7 +132,10 @@ def _node_template() -> bytes:
             "name": "@name",
             "uid": "@uid",
             "resourceVersion": "@version",
-            "labels": {f"label-{at}": "value" for at in range(20)},
+            "labels": {
+                **{f"label-{at}": "value" for at in range(20)},
+                "topology.kubernetes.io/zone": "zone-@zone",
+            },
             "managedFields": _managed_fields(3),
         },
         "status": {
@@ -131,7 +145,7 @@ def _node_template() -> bytes:
             "images": [{"names": [f"image-{at}"], "sizeBytes": 10**8} for at in range(30)],
         },
     }
-    return _template(node, {"@name": "%s", "@uid": "%s", "@version": "%d"})
+    return _template(node, {"@name": "%s", "@uid": "%s", "@version": "%d", "@zone": "%d"})
 
 
 def _template(value: object, fields: dict[str, str]) -> bytes:
@@ -141,6 +155,7 @@ def _template(value: object, fields: dict[str, str]) -> bytes:
     return text.replace('"@node":0,', "%s").encode()
 
 
-_ONLINE = _pod_template({"cpu": f"{round(REQUEST * 1000)}m"}, "ReplicaSet", "service-5d4f8c7b9")
-_OFFLINE = _pod_template({RESOURCE: "500"}, "Job", "batch-28000000")
+_POD_FIELDS = {"@name": "%s", "@uid": "%s", "@version": "%d", "@owner": "%s", "@phase": "%s"}
+_ONLINE = _pod_template({"cpu": f"{round(REQUEST * 1000)}m"}, "apps/v1", "ReplicaSet")
+_OFFLINE = _pod_template({RESOURCE: "500"}, "batch/v1", "Job")
 _NODE = _node_template()
