@@ -246,7 +246,7 @@ class Calls:
         if pod.offline:
             self._hold(pod, held, now)
         if alone is not None and len(passed) == 1 and (pod.replica_of or not pod.offline):
-            self._state.send(pod, held[0], now + self._settings.hold_seconds)
+            self._state.under_way.send(pod, held[0], now + self._settings.hold_seconds)
         if passed:
             names, score = [offer.names[at] for at in passed], verdicts.score[passed]
             basis = Basis(snapshot.id, policy, self._state.runs.added)

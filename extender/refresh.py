@@ -10,11 +10,12 @@ import structlog
 
 from extender.forecasting import Forecasting, PodTable, Usage
 from extender.outlook import CountedPod, Outlook, counted, unknown
+from extender.pods import ChangedPods
 from extender.ports import Clock
 from extender.recorder import Recorder
 from extender.recording import OnlinePod, Refresh
 from extender.settings import Settings
-from extender.state import NO_MODEL, Capture, ChangedPods, State
+from extender.state import NO_MODEL, Capture, State
 from extender.telemetry import Telemetry
 from models.arrays import Floats
 from models.model import Model

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
@@ -24,11 +23,13 @@ from extender.learned import Learned
 from extender.ledger import Entry, Ledger, Stage
 from extender.locks import Lock
 from extender.nodes import NodeTable, View, node_facts
+from extender.pods import ChangedPods, PodTable
 from extender.ports import Clock, Feed
 from extender.replicas import Replicas
 from extender.runs import Runs
 from extender.settings import Settings
 from extender.snapshot import Reason, Snapshot
+from extender.under_way import UnderWay
 from extender.withheld import LockTable
 from models.arrays import Floats, Floats32, Ints
 from models.habits import NO_HABITS, Rhythm, no_rhythm
@@ -39,19 +40,8 @@ from models.rolling import Forecast
 _PART = 1000
 """Objects or promises that are looked at in one go: a fraction of a millisecond."""
 
-_REMEMBERED = 4096
-"""Pods that are known to be gone, the newest: more than can be deleted while one event is late."""
-
-_UNDER_WAY = 1024
-"""Pods that were left one node and have not arrived: three seconds' at 300 a second."""
-
 NO_MODEL = "none"
 """The model version where none serves: online pods count with their requests, nothing is given."""
-
-
-ChangedPods = Mapping[str, PodFacts | None]
-"""By UID the unfinished pods, bound to a node or not, that are new or have changed; None for those
-that are gone."""
 
 
 class Basis(NamedTuple):
@@ -89,15 +79,6 @@ class Renewals:
     overdue: tuple[Entry, ...]
 
 
-class _Sent(NamedTuple):
-    """A pod that was left one node: its row, and until when the pod is expected there."""
-
-    row: int
-    until: float
-    offline: bool
-    replica_of: str
-
-
 class State:
     """The mutable heart of the server; see the module's text for the rules."""
 
@@ -105,6 +86,7 @@ class State:
         """``ended``: told of each bound offline pod that is gone or finished."""
         self.ledger = Ledger()
         self.runs = Runs()
+        self.under_way = UnderWay()
         self.policy = settings.policy
         self.model_version = NO_MODEL
         self.draining = False
@@ -114,12 +96,8 @@ class State:
         self._ended = ended
         self._nodes = NodeTable(settings.advertise_share)
         self._locks = LockTable()
-        self._pods: dict[str, PodFacts] = {}
-        self._changes: dict[str, PodFacts | None] = {}  # of the pods, since they were asked for
-        self._pods_on: dict[str, dict[str, PodFacts]] = {}
-        self._gone: OrderedDict[str, None] = OrderedDict()
+        self._pods = PodTable()
         self._replicas = Replicas()  # of the pods on known nodes
-        self._sent: dict[str, _Sent] = {}
         self._habits = NO_HABITS
         self._homes = Homes()
         self._overdue: Sequence[str] = ()
@@ -144,7 +122,7 @@ class State:
 
     def lock(self, locks: Sequence[Lock], problems: Mapping[str, str]) -> None:
         """Put these resource locks into force; ``problems`` of unreadable ones, by name."""
-        self._locks.replace(locks, problems, self._bound_pods())
+        self._locks.replace(locks, problems, self._pods.bound())
         self._unlisted.discard("locks")
         self._check_synced()
 
@@ -224,8 +202,7 @@ class State:
 
         All pods would be too many to list between two calls.
         """
-        changes, self._changes = self._changes, {}
-        return changes
+        return self._pods.changes()
 
     def serve(
         self,
@@ -256,7 +233,7 @@ class State:
     def expire(self, now: float) -> list[Entry]:
         """Drop the holds whose time has run out, and return them."""
         late = self.ledger.expire(now)
-        self._sent = {uid: sent for uid, sent in self._sent.items() if now < sent.until}
+        self.under_way.expire(now)
         self._nodes.unpark(self.ledger.has_open)
         return late
 
@@ -352,9 +329,9 @@ class State:
         too little is known to choose any: not all is listed yet, or the API server is silent, or
         does not show in time where pods go.
         """
-        if not self.ready or self._lost(now) or len(self._sent) > _UNDER_WAY:
+        if not self.ready or self._lost(now) or self.under_way.lost:
             return None
-        others = [sent for uid, sent in self._sent.items() if uid != pod.uid]
+        others = tuple(self.under_way.others(pod.uid))
         rows = set(self._nodes.shunned)
         if not pod.offline:
             rows.update(sent.row for sent in others if not sent.offline)
@@ -362,13 +339,6 @@ class State:
         if owner and (coming := [sent.row for sent in others if sent.replica_of == owner]):
             replicas = np.append(replicas, coming)
         return Alone(np.fromiter(rows, np.int64, len(rows)), replicas)
-
-    def send(self, pod: PodFacts, row: int, until: float) -> None:
-        """A pod was left one node: it is expected there until it is seen to be bound.
-
-        What an offline pod takes there is in the ledger.
-        """
-        self._sent[pod.uid] = _Sent(row, until, pod.offline, pod.replica_of)
 
     def habit(self, pod: PodFacts, names: Sequence[str], snapshot: Snapshot) -> Habit:
         """What is known of a pod's workload; of the offered nodes it is given one that was left."""
@@ -406,7 +376,7 @@ class State:
         facts = node_facts(node, self._settings.resource)
         row = self._nodes.put(facts)
         if row is not None:
-            for pod in self._pods_on.get(facts.name, {}).values():
+            for pod in self._pods.on(facts.name).values():
                 self._charge(pod, row, None)
                 self._replicas.add(pod.replica_of, row)
         self._hear("nodes")
@@ -419,7 +389,7 @@ class State:
     def _drop_node(self, name: str) -> None:
         row = self._nodes.row(name)
         if row is not None:
-            there = self._pods_on.get(name, {})
+            there = self._pods.on(name)
             for pod in there.values():
                 self._replicas.remove(pod.replica_of, row)
             self._nodes.remove(name, park=self.ledger.drop_row(row, there))
@@ -427,7 +397,7 @@ class State:
     # Pods
 
     def _sift_pods(self, listed: Collection[str]) -> Iterator[None]:
-        for some in _batched(tuple(self._pods)):
+        for some in _batched(self._pods.uids()):
             for uid in some:
                 if uid not in listed:
                     self._drop_pod(uid)
@@ -438,7 +408,7 @@ class State:
         new = self.facts(pod)
         old = self._pods.get(new.uid)
         self._hear("pods")
-        if new.uid in self._gone or (old is not None and new.version < old.version):
+        if self._pods.outdated(new):
             return new.uid
         if new.finished:
             self._bury(new.uid)
@@ -446,13 +416,12 @@ class State:
         if old is not None and old.node and old.node != new.node:
             self._drop_pod(new.uid)
             old = None
-        self._pods[new.uid] = self._changes[new.uid] = new
+        self._pods.put(new)
         if new.node:
-            self._sent.pop(new.uid, None)
+            self.under_way.end(new.uid)
             if old is None or not old.node:
                 self._locks.moved(new, 1)
                 self._homes.settle(new.workload, new.uid, new.node)
-            self._pods_on.setdefault(new.node, {})[new.uid] = new
             row = self._nodes.row(new.node)
             if row is not None:
                 before = old if old is not None and old.node else None
@@ -469,11 +438,9 @@ class State:
         self._hear("pods")
 
     def _bury(self, uid: str) -> None:
-        """A pod is gone for good: an older event that comes late does not bring it back."""
+        """A pod is gone for good."""
         self._drop_pod(uid)
-        self._gone[uid] = None
-        if len(self._gone) > _REMEMBERED:
-            self._gone.popitem(last=False)
+        self._pods.bury(uid)
 
     def _charge(self, pod: PodFacts, row: int, before: PodFacts | None) -> None:
         """Count a bound pod on its node: its promise exactly, its need until measured.
@@ -502,21 +469,14 @@ class State:
         What it added to its node's forecast stays until the next refresh.
         """
         self.ledger.release(uid)
-        self._sent.pop(uid, None)
-        pod = self._pods.pop(uid, None)
-        if pod is None:
-            return
-        self._changes[uid] = None
-        if not pod.node:
+        self.under_way.end(uid)
+        pod = self._pods.remove(uid)
+        if pod is None or not pod.node:
             return
         if pod.offline:
             self._ended(pod)
         self._locks.moved(pod, -1)
         self._homes.leave(pod.workload, uid, pod.node, self._clock())
-        on_node = self._pods_on[pod.node]
-        del on_node[uid]
-        if not on_node:
-            del self._pods_on[pod.node]
         row = self._nodes.row(pod.node)
         if row is None:
             return
@@ -532,9 +492,6 @@ class State:
     def _check_synced(self) -> None:
         if not self._unlisted:
             self.synced.set()
-
-    def _bound_pods(self) -> Iterator[PodFacts]:
-        return (pod for pod in self._pods.values() if pod.node)
 
     def _hear(self, kind: str) -> None:
         self._heard[kind] = self._clock()

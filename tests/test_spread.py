@@ -213,7 +213,7 @@ def test_what_is_counted_is_what_runs_whatever_happens(
     for owner in ("uid-ReplicaSet", "uid-StatefulSet", "uid-Job"):
         expected = [
             view.index[pod.node]
-            for pod in of.state._pods.values()
+            for pod in of.state._pods.bound()
             if pod.replica_of == owner and pod.node in view.index
         ]
         assert sorted(of.state._replicas.rows(owner).tolist()) == sorted(expected)
