@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from extender.ask import PodFacts
 from extender.calls import NOT_READY
-from extender.decide import Ask, decide, explain
+from extender.decide import Ask, explain, room
 from extender.decision_log import Binding, DecisionLog
 from extender.events import Events
 from extender.ledger import Entry, Stage
@@ -229,8 +229,8 @@ class Binder:
         ask = _as_filtered(pod.ask, ledger.get(pod.uid))
         snapshot = self._state.snapshot(now, without=pod.uid)
         row = snapshot.rows([node])
-        verdicts = decide(snapshot, row, ask, self._state.policy, 0)
-        reason = Reason(int(verdicts.reason[0]))
+        reasons, available = room(snapshot, row, ask)
+        reason = Reason(int(reasons[0]))
         if reason is not Reason.FITS:
             ledger.release_hold(pod.uid)
             raise BindError(explain(reason, ask, self._state.policy))
@@ -240,7 +240,7 @@ class Binder:
             ask.millicpu,
             ask.horizon,
             int(row[0]),
-            int(verdicts.available[0]),
+            int(available[0]),
             now,
             math.inf,  # until it is known what became of the binding
         )

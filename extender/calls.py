@@ -196,7 +196,7 @@ class Calls:
             return dict.fromkeys(victims, pod.problem or NOT_READY)
         policy = self._state.policy
         uids = {name: set(of.uids) - {pod.uid} for name, of in victims.items()}
-        reasons = rooms(snapshot, pod.ask, policy, uids, self._state.ledger.get)
+        reasons = rooms(snapshot, pod.ask, uids, self._state.ledger.get)
         return {
             name: explain(reason, pod.ask, policy)
             for name, reason in reasons.items()

@@ -129,6 +129,18 @@ def decide(
     return Verdicts(reason, score, available)
 
 
+def room(snapshot: Snapshot, rows: Ints, ask: Ask) -> tuple[Ints, Ints]:
+    """Whether an offline pod may be promised nodes, whichever is best: reason and available, [K].
+
+    Both as in `Verdicts`; no node is ranked out.
+    """
+    if len(snapshot.promised) == 0:
+        return np.full(len(rows), _UNKNOWN_NODE), np.zeros(len(rows), np.int64)
+    missing = _missing(rows)
+    available = _available(snapshot, rows, ask, missing)
+    return _offline_reasons(snapshot, rows, ask, available, missing), available
+
+
 def scores(
     snapshot: Snapshot, rows: Ints, ask: Ask, policy: Policy, habit: Habit = NOTHING_KNOWN
 ) -> Floats:

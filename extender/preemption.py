@@ -7,16 +7,14 @@ from collections.abc import Callable, Collection, Mapping
 import numpy as np
 from msgspec.structs import replace
 
-from extender.decide import Ask, decide
+from extender.decide import Ask, room
 from extender.ledger import Entry
 from extender.snapshot import Reason, Snapshot
-from models.policy import Policy
 
 
 def rooms(
     snapshot: Snapshot,
     ask: Ask,
-    policy: Policy,
     victims: Mapping[str, Collection[str]],
     entry: Callable[[str], Entry | None],
 ) -> dict[str, Reason]:
@@ -30,7 +28,6 @@ def rooms(
     Args:
         snapshot: what is known, without the charge of the pod itself.
         ask: what the pod wants.
-        policy: thresholds.
         victims: node name -> UIDs of the pods that would go, without the pod itself.
         entry: the ledger's entry of a UID, None where there is none.
     """
@@ -42,7 +39,7 @@ def rooms(
         if row >= 0:
             freed[row] = _freed(row, uids, entry)
     emptier = replace(snapshot, promised=snapshot.promised - freed)
-    reasons = decide(emptier, rows, ask, policy, candidates=0).reason
+    reasons, _ = room(emptier, rows, ask)
     return dict(zip(victims, map(Reason, reasons.tolist()), strict=True))
 
 

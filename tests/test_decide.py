@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from extender.decide import Ask, decide, explain, scores, to_wire_scores
+from extender.decide import Ask, decide, explain, room, scores, to_wire_scores
 from extender.node_index import NodeIndex
 from extender.snapshot import Reason, Snapshot
 from models.arrays import Ints
@@ -111,6 +111,7 @@ def test_no_nodes_at_all(ask: Ask) -> None:
     assert reasons(nothing, ask, []) == []
     assert scores(nothing, np.zeros(0, np.int64), ask, POLICY).tolist() == []
     expected = Reason.UNKNOWN_NODE if ask.offline else Reason.FITS
+    assert room(nothing, np.array([-1]), offline(1))[0].tolist() == [Reason.UNKNOWN_NODE]
     assert reasons(nothing, ask, [-1, -1]) == [expected] * 2
     assert scores(nothing, np.array([-1]), ask, POLICY).tolist() == [0.0]
 
@@ -210,6 +211,12 @@ def test_it_equals_the_slow_rule(data: st.DataObject) -> None:
     rows = data.draw(st.lists(st.integers(-1, count - 1), max_size=15))
     ask = Ask(data.draw(st.integers(0, 10_000)), data.draw(st.integers(0, H - 1)), offline=True)
     assert reasons(of, ask, rows) == [slow_reason(of, row, ask) for row in rows]
+    why, available = room(of, np.array(rows, np.int64), ask)
+    assert why.tolist() == [slow_reason(of, row, ask) for row in rows]
+    assert (
+        available.tolist()
+        == decide(of, np.array(rows, np.int64), ask, POLICY, 0).available.tolist()
+    )
     check_narrowing(of, np.array(rows, np.int64), ask, data.draw(st.integers(1, 5)))
 
 
