@@ -232,7 +232,7 @@ class Binder:
         reasons, available = room(snapshot, row, ask)
         reason = Reason(int(reasons[0]))
         if reason is not Reason.FITS:
-            ledger.release_hold(pod.uid)
+            self._state.let_go(pod.uid)
             raise BindError(explain(reason, ask, self._state.policy))
         ledger.reserve(
             pod.uid,

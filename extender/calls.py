@@ -231,7 +231,7 @@ class Calls:
         rows = snapshot.rows(offer.names)
         limit = self._settings.candidates if pod.candidates is None else pod.candidates
         habit = self._state.habit(pod, offer.names, snapshot)
-        alone = self._alone(sent, pod, now)
+        alone = self._alone(sent, pod, now) if 0 < limit < len(offer.names) else None
         verdicts = decide(snapshot, rows, pod.ask, policy, limit, habit, alone)
         passed = _once(verdicts.passed.tolist(), offer.names)
         failed, unresolvable = self._refusals(pod, offer.names, verdicts)
@@ -245,7 +245,9 @@ class Calls:
                 )
         if pod.offline:
             self._hold(pod, held, now)
-        if alone is not None and len(passed) == 1 and (pod.replica_of or not pod.offline):
+        # What an offline pod takes is held; that it is a sibling of others is not known from that.
+        expected = pod.replica_of or not pod.offline
+        if alone is not None and expected and len(held) == 1 and held[0] >= 0:
             self._state.under_way.send(pod, held[0], now + self._settings.hold_seconds)
         if passed:
             names, score = [offer.names[at] for at in passed], verdicts.score[passed]

@@ -124,7 +124,9 @@ def decide(
         reason = _online_reasons(policy, peak, size, usage, missing)
         score = _online_scores(policy, daily, peak, size)
     _finish(score, rows, policy, habit, missing)
-    if alone is None or not _choose(snapshot, rows, policy, alone, reason, score, candidates):
+    if alone is None or not _choose(
+        snapshot, rows, policy, alone, habit.home, reason, score, candidates
+    ):
         _narrow(reason, score, candidates)
     return Verdicts(reason, score, available)
 
@@ -344,14 +346,15 @@ def _choose(
     rows: Ints,
     policy: Policy,
     alone: Alone,
+    home: int,
     reason: Ints,
     score: Floats,
     candidates: int,
 ) -> bool:
     """Leave one of the fitting nodes, where they are too many and one of them may be chosen.
 
-    Beside their rank, replicas are spread as kube-scheduler would, were it left all that fit. Its
-    other scores count for nothing.
+    Beside their rank, replicas are spread as kube-scheduler would, were it left these. Its other
+    scores count for nothing. A spread sends no pod to a hot node, nor away from its home.
     """
     fits = (reason == _FITS).nonzero()[0]
     if not 0 < candidates < len(fits):
@@ -362,12 +365,22 @@ def _choose(
     eligible = fits[~avoided.take(rows.take(fits))]
     if len(eligible) == 0:
         return False
-    worth = score.take(eligible)
-    if len(alone.replicas):
+    best = eligible[score.take(eligible).argmax()]
+    if len(alone.replicas) and (home < 0 or rows[best] != home):
+        cool = eligible[~_hot(snapshot, rows.take(eligible), policy)]
+        eligible = cool if len(cool) else eligible
         spread = default_spread(rows.take(eligible), alone.replicas, snapshot.zone)
-        worth = worth + spread * (policy.spread_weight / MAX_NODE_SCORE)
-    _leave(eligible[worth.argmax()], fits, reason)
+        worth = score.take(eligible)
+        worth += spread * (policy.spread_weight / MAX_NODE_SCORE)
+        best = eligible[worth.argmax()]
+    _leave(best, fits, reason)
     return True
+
+
+def _hot(snapshot: Snapshot, rows: Ints, policy: Policy) -> Bools:
+    """Which nodes are hot by their usage now; not those whose usage is not known."""
+    hot: Bools = snapshot.usage.take(rows) > _sizes(snapshot, rows) * policy.hot_share
+    return hot
 
 
 def _leave(left: Ints, fits: Ints, reason: Ints) -> None:

@@ -37,7 +37,7 @@ class NodeView(msgspec.Struct, frozen=True):
 class Explanation(msgspec.Struct, frozen=True):
     """The newest decision about a pod, and what became of it.
 
-    rejected: nodes by failure text. ranked_out: nodes that fit, but enough better ones did too.
+    rejected: nodes by failure text. ranked_out: nodes that fit, but others were preferred.
     decisions: how many are remembered. node: where it was bound, or empty. bind_error: why the last
     bind failed, or empty. ended: whether it has left that node. preemption: the newest answer about
     whom it might displace, if it was asked for. would_help: what would have to change, where no

@@ -67,7 +67,7 @@ class Forecasting(Protocol):
         """End, whatever is under way."""
 
 
-class PodTable:
+class CountedPods:
     """The pods of a cluster as far as they count in forecasts, by what is told of changes."""
 
     def __init__(self) -> None:
@@ -109,7 +109,7 @@ class ThreadForecasting:
         self._source = source
         self._store = UsageStore()
         self._reader = UsageReader(source, self._store, settings)
-        self._pods = PodTable()
+        self._pods = CountedPods()
         self._champion: Champion | None = None
 
     async def begin(self) -> bool:

@@ -128,7 +128,7 @@ class Verbs:
     def _let_go(self, uid: str) -> None:
         """Nobody reads the answer: what was held for it is free again."""
         self._telemetry.disconnects.inc()
-        self._state.ledger.release_hold(uid)
+        self._state.let_go(uid)
 
 
 class Pages:

@@ -177,6 +177,11 @@ class NodeTable:
         """Rows of nodes with a taint PreferNoSchedule: where pods should rather not run."""
         return self._shunned
 
+    @property
+    def zoned(self) -> bool:
+        """Whether any node has ever had a zone."""
+        return len(self._zones) > 1
+
     def names(self) -> tuple[str, ...]:
         """The nodes' names."""
         return tuple(self._index)

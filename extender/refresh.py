@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import structlog
 
-from extender.forecasting import Forecasting, PodTable, Usage
+from extender.forecasting import CountedPods, Forecasting, Usage
 from extender.outlook import CountedPod, Outlook, counted, unknown
 from extender.pods import ChangedPods
 from extender.ports import Clock
@@ -44,7 +44,7 @@ class Refresher:
         self._fallback = settings.policy
         self._share = settings.advertise_share
         self._recorder = recorder
-        self._pods = PodTable()  # in a refresh, as of its newest capture
+        self._pods = CountedPods()  # in a refresh, as of its newest capture
         self._clock = clock
         self._telemetry = telemetry
         self._model: Model | None = None

@@ -41,6 +41,3 @@ class Replicas:
             return np.zeros(0, np.int64)
         rows = np.fromiter(on, np.int64, len(on))
         return rows.repeat(np.fromiter(on.values(), np.int64, len(on)))
-
-    def __len__(self) -> int:
-        return len(self._on)

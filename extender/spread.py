@@ -33,10 +33,10 @@ def default_spread(rows: Ints, replicas: Ints, zone: Ints | None) -> Ints:
     on_node = np.bincount(replicas, minlength=int(rows.max()) + 1)
     pods = crowding(on_node.take(rows), len(rows), _NODE_SKEW)
     if zone is not None:
-        of = zone.take(rows)
-        in_zone = np.bincount(zone.take(replicas) - NO_ZONE, minlength=int(of.max()) + 2)
-        in_zone_of = crowding(in_zone.take(of - NO_ZONE), len(np.unique(of)), _ZONE_SKEW)
-        pods += np.where(of == NO_ZONE, 0.0, in_zone_of)
+        of = zone.take(rows) - NO_ZONE  # 0 for none
+        in_zone = np.bincount(zone.take(replicas) - NO_ZONE, minlength=int(of.max()) + 1)
+        zones = int(np.count_nonzero(np.bincount(of)))
+        pods += np.where(of == 0, 0.0, crowding(in_zone.take(of), zones, _ZONE_SKEW))
     return emptiness(pods)
 
 

@@ -279,6 +279,7 @@ class State:
         waiting for as long as it had left. After a step forward, promises count as overdue and the
         API server as silent: whether time has really passed is not known.
         """
+        self.under_way.shift(seconds)
         if seconds < 0:
             self.ledger.shift(seconds, tuple(Stage))
             self._heard = {kind: heard + seconds for kind, heard in self._heard.items()}
@@ -312,7 +313,7 @@ class State:
             usage_age=view.usage_age,
             model_version=self.model_version,
             locked=withheld.wanted,
-            zone=view.zone,
+            zone=view.zone if self._nodes.zoned else None,
         )
 
     def basis(self, now: float) -> Basis:
@@ -339,6 +340,11 @@ class State:
         if owner and (coming := [sent.row for sent in others if sent.replica_of == owner]):
             replicas = np.append(replicas, coming)
         return Alone(np.fromiter(rows, np.int64, len(rows)), replicas)
+
+    def let_go(self, uid: str) -> None:
+        """A pod will not come: what was held for it is free, and nobody expects it anywhere."""
+        self.ledger.release_hold(uid)
+        self.under_way.end(uid)
 
     def habit(self, pod: PodFacts, names: Sequence[str], snapshot: Snapshot) -> Habit:
         """What is known of a pod's workload; of the offered nodes it is given one that was left."""
@@ -392,6 +398,7 @@ class State:
             there = self._pods.on(name)
             for pod in there.values():
                 self._replicas.remove(pod.replica_of, row)
+            self.under_way.forget_node(row)
             self._nodes.remove(name, park=self.ledger.drop_row(row, there))
 
     # Pods

@@ -39,6 +39,16 @@ class UnderWay:
         """A pod has arrived somewhere, or is gone."""
         self._sent.pop(uid, None)
 
+    def forget_node(self, row: int) -> None:
+        """A node is gone: nobody is expected there, and its row may be another's."""
+        self._sent = {uid: sent for uid, sent in self._sent.items() if sent.row != row}
+
+    def shift(self, seconds: float) -> None:
+        """The clock has gone on by so much more; all are expected for as long as before."""
+        self._sent = {
+            uid: sent._replace(until=sent.until + seconds) for uid, sent in self._sent.items()
+        }
+
     def expire(self, now: float) -> None:
         """Expect those no longer whose time has run out."""
         self._sent = {uid: sent for uid, sent in self._sent.items() if now < sent.until}

@@ -56,10 +56,11 @@ KEEP = 4 * HALF_LIFE
 LIMIT = 1e6
 """Largest magnitude of a score: what lies beyond says nothing more, and stays finite in JSON."""
 
-LEAST_SCALE = 0.01
+LEAST_SCALE = 0.002
 """Least scale, as a share of what is forecast beside it, at which a forecast says something about
 knobs. Below, pods' requests make nearly all of it, which no knob moves: one such machine that was
-exceeded would ask for a knob of hundreds, and so take everybody's forecasts with it."""
+exceeded would ask for a knob of hundreds, and so take everybody's forecasts with it. Machines with
+steady usage lie above: the learned forecaster's scale is a hundredth of it at least."""
 
 _TAIL_EDGES = (0.0, 0.0005, 0.001, 0.002, 0.003, 0.004, 0.005, 0.0075, 0.01, 0.0125, 0.015, 0.02)
 _BODY_EDGES = (0.025, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.125, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4)
@@ -91,7 +92,7 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         )
 
 
-def score(prediction: Prediction, truth: Floats, unknown: Floats) -> Floats:
+def needed_knob(prediction: Prediction, truth: Floats, unknown: Floats) -> Floats:
     """The knobs [N, H] that would just have covered the truth.
 
     Args:
@@ -100,14 +101,20 @@ def score(prediction: Prediction, truth: Floats, unknown: Floats) -> Floats:
         unknown: [N] cores of unknown pods' requests, which every forecast includes.
 
     Returns:
-        [N, H]; NaN where the truth or the prediction is not known, where there is nothing to
-        predict, or nearly nothing that a knob moves (`LEAST_SCALE`). The cap is ignored: no knob
-        covers what lies beyond it.
+        [N, H]; NaN where the truth or the prediction is not known or where there is nothing to
+        predict. The cap is ignored: no knob covers what lies beyond it.
     """
-    fixed = prediction.location + unknown[:, None]
-    raw = (truth - fixed) / prediction.scale
-    movable = (prediction.cap[:, None] > 0) & (prediction.scale >= LEAST_SCALE * fixed)
-    return np.where(movable, np.clip(raw, -LIMIT, LIMIT), np.nan)
+    raw = (truth - unknown[:, None] - prediction.location) / prediction.scale
+    return np.where(prediction.cap[:, None] > 0, np.clip(raw, -LIMIT, LIMIT), np.nan)
+
+
+def score(prediction: Prediction, truth: Floats, unknown: Floats) -> Floats:
+    """The needed knobs [N, H] that calibration learns from, as `needed_knob`.
+
+    NaN also where a knob moves next to nothing of the forecast (`LEAST_SCALE`).
+    """
+    movable = prediction.scale >= LEAST_SCALE * (prediction.location + unknown[:, None])
+    return np.where(movable, needed_knob(prediction, truth, unknown), np.nan)
 
 
 def fit_calibration(
@@ -130,8 +137,8 @@ def fit_calibration(
         known = ~np.isnan(column)
         if not known.any():
             raise TraceError(
-                f"the calibration share of the trace holds no complete window of {hours} h; "
-                "calibrate on a longer trace"
+                f"the calibration share of the trace holds no complete window of {hours} h, or "
+                "none of machines whose pods have a past; calibrate on a longer trace"
             )
         sketches.append(tuple(sketch(column[known]).tolist()))
         windows.append(len(np.unique(times[known])) * STEP / (hours * 3600))

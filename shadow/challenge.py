@@ -65,10 +65,13 @@ def choice(
     """What the challenger chooses, and the share of candidates that both sides have in common.
 
     Of equally good nodes it takes the first by name; ``champions`` are the champion's candidates.
+    Nodes that the extender did not know have no figures, and are left out.
     """
     snapshot, verdicts = recorded.snapshot, own.again()
     names = {row: name for name, row in snapshot.index.items()}
-    scored = {names[int(own.rows[at])]: float(verdicts.score[at]) for at in verdicts.passed}
+    passed = [at for at in verdicts.passed.tolist() if own.rows[at] >= 0]
+    scored = {names[int(own.rows[at])]: float(verdicts.score[at]) for at in passed}
+    champions = [name for name in champions if name in snapshot.index]
     chosen = min(scored, key=lambda name: (-scored[name], name), default="")
     either = sorted({*scored, *champions})
     rows = snapshot.rows(either)

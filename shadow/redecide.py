@@ -21,8 +21,9 @@ class Redecided(msgspec.Struct):
     """How logged decisions come out.
 
     decisions: decided again; unrecorded: those that could not be. different: with other candidates
-    than logged; gained, lost: candidates of these that are new, and that are no longer.
-    placed, refused: decisions that had no candidate and now have one, and the reverse.
+    than logged, of those that the extender knew. gained, lost: candidates of these that are new,
+    and that are no longer. placed, refused: decisions that had no candidate and now have one, and
+    the reverse.
     """
 
     decisions: int = 0
@@ -53,8 +54,11 @@ def redecide(log: Path, policy: Policy | None) -> Redecided:
             found.unrecorded += 1
             continue
         names = {row: name for name, row in recorded.snapshot.index.items()}
-        now = {names[int(recorded.rows[at])] for at in recorded.again().passed}
-        then = {candidate.node for candidate in decision.candidates}
+        rows = recorded.rows[recorded.again().passed]
+        now = {names[row] for row in rows.tolist() if row >= 0}
+        then = {
+            candidate.node for candidate in decision.candidates
+        } & recorded.snapshot.index.keys()
         found.decisions += 1
         found.different += now != then
         found.gained += len(now - then)

@@ -39,9 +39,9 @@ from extender.forecast_channel import (
 )
 from extender.forecast_process import ProcessForecasting
 from extender.forecasting import (
+    CountedPods,
     Forecasting,
     ForecastingError,
-    PodTable,
     ThreadForecasting,
     Usage,
 )
@@ -572,7 +572,7 @@ def test_pieces_are_small_and_lose_nothing(count: int) -> None:
 
 
 def test_the_table_of_pods_counts_keys_and_not_lives() -> None:
-    table = PodTable()
+    table = CountedPods()
     online = pod("default/a", "n1")
     table.follow(iter({"1": online, "2": pod("default/a", "n2"), "3": pod("b", "")}.items()))
     assert set(table.observed) == {"default/a"}

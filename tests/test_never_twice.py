@@ -310,7 +310,7 @@ class Storm:
         for pod in self.pending()[:1]:
             body = orjson.dumps(args(pod, NODES))
             answer = self.world.server.calls.filter(body)
-            self.world.state.ledger.release_hold(answer.held)
+            self.world.state.let_go(answer.held)
             entry = self.world.state.ledger.get(pod["metadata"]["uid"])
             assert entry is None or entry.stage is not Stage.HELD
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from extender import recorder, recording
+from extender.decide import Alone
 from extender.decision_log import Decision, read_log
 from extender.recorder import Recorder
 from extender.recording import (
@@ -23,9 +24,10 @@ from extender.recording import (
 )
 from models.policy import Policy
 from shadow.redecide import Redecided, redecide
-from tests.extender_world import PLAIN, START, World, pod_json
+from tests.extender_world import PLAIN, START, World, as_node, node_json, pod_json
 
 NAMES = tuple(f"n{row}" for row in range(40))
+NOBODY = np.zeros(0, np.int64)
 
 
 def entries(folder: Path) -> Iterator[Refresh | Recorded]:
@@ -40,6 +42,10 @@ def entries(folder: Path) -> Iterator[Refresh | Recorded]:
 def busy(path: Path, pods: int = 30) -> None:
     """Decide pods on changing forecasts, promises, nodes and node orders."""
     world = World(NAMES, decision_log=str(path), candidates=4)
+    for row, name in enumerate(NAMES):
+        node = node_json(name)
+        node["metadata"]["labels"] = {"topology.kubernetes.io/zone": f"zone-{row % 3}"}
+        world.cluster.put_node(as_node(node))
     world.sync()
     rng = np.random.default_rng(5)
     for number in range(pods):
@@ -53,6 +59,9 @@ def busy(path: Path, pods: int = 30) -> None:
         pod = pod_json(
             f"p{number}", 700 + number if offline else None, cpu=None if offline else "1"
         )
+        if number % 2:
+            owner = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web", "uid": "u"}
+            pod["metadata"]["ownerReferences"] = [{**owner, "controller": True}]
         world.filter(pod, names)
         world.preempt(pod, {"n1": ["uid-p0"]})  # logged as well, and nothing to decide again
     assert world.server.recorder is not None
@@ -76,6 +85,14 @@ def check(path: Path) -> None:
         ]
         assert again == [(c.node, c.score, c.available) for c in decision.candidates]
     assert any(decision.candidates and decision.offline for decision in logged)
+    spread = [m for m in made if m.alone is not None and len(m.alone.replicas)]
+    assert len(spread) > 5
+    # Without their siblings, some of these would be elsewhere.
+    apart = [replace(m, alone=Alone(m.alone.passed_over, NOBODY)) for m in spread if m.alone]
+    assert any(
+        m.again().passed.tolist() != one.again().passed.tolist()
+        for m, one in zip(spread, apart, strict=True)
+    )
 
 
 def test_a_recorded_decision_is_made_again_exactly(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from models.calibration import (
     Calibration,
     Recalibrator,
     fit_calibration,
+    needed_knob,
     score,
     sketch,
     tail_knob,
@@ -198,13 +199,16 @@ def test_unknown_truths_teach_nothing() -> None:
 
 def test_a_forecast_that_no_knob_moves_says_nothing_of_knobs() -> None:
     location = np.array([[4.0], [2.0], [0.0], [3.0], [0.0]])
-    scale = np.array([[0.001], [0.5], [0.05], [0.03], [1.0]])
+    scale = np.array([[0.001], [0.5], [0.01], [0.03], [1.0]])
     unknown = np.array([0.0, 0.0, 10.0, 0.0, 10.0])
     prediction = Prediction(location, scale, np.full(5, np.inf))
     truth = np.array([[5.0], [2.5], [10.5], [3.3], [12.0]])
     # The first machine's pods and the third's count with their requests, but for a trace.
     np.testing.assert_allclose(
         score(prediction, truth, unknown)[:, 0], [np.nan, 1.0, np.nan, 10.0, 2.0]
+    )
+    np.testing.assert_allclose(
+        needed_knob(prediction, truth, unknown)[:, 0], [1000.0, 1.0, 50.0, 10.0, 2.0]
     )
 
 

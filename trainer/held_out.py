@@ -61,7 +61,7 @@ def look_at(
         unknown = history.unknown[:, None]
         forecast[row] = predicted.at(knob) + unknown
         truth[row] = peak_truth(grid, machines, int(time), HORIZONS)
-        found = calibration.score(predicted, truth[row], history.unknown)
+        found = calibration.needed_knob(predicted, truth[row], history.unknown)
         beyond = truth[row] - unknown > predicted.cap[:, None]
         score[row] = np.where(beyond & ~np.isnan(found), np.inf, found)
     return HeldOut(times, forecast, truth, score, machines.limit)
