@@ -170,7 +170,7 @@ class Binder:
             case GoneError():
                 self._let_go(uid)
             case ElsewhereError():
-                self._state.ledger.release_hold(uid)
+                self._state.let_go(uid)
             case UnansweredError():
                 self._unbound.add(uid)
             case UnknownFateError():
@@ -182,7 +182,7 @@ class Binder:
         """No binding of the pod can be carried out any more, and nothing is held for it."""
         self._unbound.discard(uid)
         self._state.ledger.withdraw(uid, None)
-        self._state.ledger.release_hold(uid)
+        self._state.let_go(uid)
 
     def _open(self, uid: str) -> Entry | None:
         """The charge of an earlier bind, until it is known what became of that."""
