@@ -7,6 +7,9 @@ import numpy as np
 from models.arrays import Ints
 
 
+_NONE: Ints = np.zeros(0, np.int64)
+
+
 class Replicas:
     """Pods by their owner and their node's row."""
 
@@ -37,7 +40,7 @@ class Replicas:
     def rows(self, owner: str) -> Ints:
         """[S] the rows of an owner's pods, one for each pod."""
         on = self._on.get(owner)
-        if not on:
-            return np.zeros(0, np.int64)
+        if on is None:
+            return _NONE
         rows = np.fromiter(on, np.int64, len(on))
         return rows.repeat(np.fromiter(on.values(), np.int64, len(on)))

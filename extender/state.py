@@ -332,14 +332,14 @@ class State:
         """
         if not self.ready or self._lost(now) or self.under_way.lost:
             return None
-        others = tuple(self.under_way.others(pod.uid))
-        rows = set(self._nodes.shunned)
-        if not pod.offline:
-            rows.update(sent.row for sent in others if not sent.offline)
-        replicas = self._replicas.rows(owner)
-        if owner and (coming := [sent.row for sent in others if sent.replica_of == owner]):
-            replicas = np.append(replicas, coming)
-        return Alone(np.fromiter(rows, np.int64, len(rows)), replicas)
+        passed_over, replicas = list(self._nodes.shunned), self._replicas.rows(owner)
+        if others := self.under_way.others(pod.uid):
+            if not pod.offline:
+                passed_over += [sent.row for sent in others if not sent.offline]
+            if owner:
+                coming = [sent.row for sent in others if sent.replica_of == owner]
+                replicas = np.append(replicas, np.array(coming, np.int64))
+        return Alone(np.array(passed_over, np.int64), replicas)
 
     def let_go(self, uid: str) -> None:
         """A pod will not come: what was held for it is free, and nobody expects it anywhere."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from extender.ask import PodFacts
@@ -53,6 +52,6 @@ class UnderWay:
         """Expect those no longer whose time has run out."""
         self._sent = {uid: sent for uid, sent in self._sent.items() if now < sent.until}
 
-    def others(self, uid: str) -> Iterator[Sent]:
+    def others(self, uid: str) -> list[Sent]:
         """All but one pod."""
-        return (sent for other, sent in self._sent.items() if other != uid)
+        return [sent for other, sent in self._sent.items() if other != uid]

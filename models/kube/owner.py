@@ -18,12 +18,17 @@ def workload_of(metadata: Metadata) -> str:
     controllers make: so no other kind of object has to be watched.
     """
     namespace = metadata.namespace or "default"
-    owners = metadata.owner_references or ()
-    owner = next((owner for owner in owners if owner.controller), None)
+    owner = controller_of(metadata)
     if owner is None:
         return f"{namespace}/Pod/{metadata.name or ''}"
     kind, name = _top(owner, (metadata.labels or {}).get(_HASH_LABEL, ""))
     return f"{namespace}/{kind}/{name}"
+
+
+def controller_of(metadata: Metadata) -> OwnerReference | None:
+    """The owner that looks after an object, or None."""
+    owners = metadata.owner_references or ()
+    return next((owner for owner in owners if owner.controller), None)
 
 
 def _top(owner: OwnerReference, template_hash: str) -> tuple[str, str]:

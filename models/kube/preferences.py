@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from models.kube.owner import controller_of
 from models.kube.types import Metadata, OfferedPodSpec, Preferences
 
 _SPREAD = {
@@ -41,8 +42,7 @@ def replica_of(metadata: Metadata) -> str:
     A pod that was told to go counts for none. Which of an owner's pods also belong to the same
     Services is not looked at: they have the labels of one template.
     """
-    owners = metadata.owner_references or ()
-    owner = next((owner for owner in owners if owner.controller), None)
+    owner = controller_of(metadata)
     if owner is None or metadata.deletion_timestamp:
         return ""
     return owner.uid if (owner.api_version, owner.kind) in _SPREAD else ""
