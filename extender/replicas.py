@@ -6,7 +6,6 @@ import numpy as np
 
 from models.arrays import Ints
 
-
 _NONE: Ints = np.zeros(0, np.int64)
 
 
