@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple, Self
 
 import orjson
 
-from bench.rig.objects import NAMESPACE, arriving, node_name
+from bench.rig.objects import NAMESPACE, PodRow, arriving, node_name
 
 NAMES = 500
 """Nodes that kube-scheduler offers in a cluster of 5,000 and more."""
@@ -40,14 +42,14 @@ class Connection:
         return cls(*await asyncio.open_connection("127.0.0.1", port))
 
     async def post(self, path: str, body: bytes) -> bytes:
-        """The answer's body. Raises OSError where it is no 200."""
+        """The answer's body. Raises OSError where it is no 200 or 201."""
         head = f"POST {path} HTTP/1.1\r\nHost: bench\r\nContent-Length: {len(body)}\r\n\r\n"
         self.writer.write(head.encode() + body)
         answer = await self.reader.readuntil(b"\r\n\r\n")
         status, *lines = answer.split(b"\r\n")
         length = next(int(at[15:]) for at in lines if at.lower().startswith(b"content-length:"))
         found = await self.reader.readexactly(length)
-        if b" 200 " not in status + b" ":
+        if b" 20" not in status:
             raise OSError(f"{path}: {status.decode()}: {found[:200]!r}")
         return found
 
@@ -63,7 +65,7 @@ class Caller:
         self._names = [orjson.dumps(node_name(at)) for at in range(nodes)]
         self._next = 0
         self._created = 0
-        self._binders: list[Connection] = []
+        self._binders: dict[int, list[Connection]] = {port: [] for port in self._ports}  # idle ones
         self._binds: set[asyncio.Task[None]] = set()
         self.calls: list[Call] = []
         self.placed = self.waiting = 0
@@ -82,9 +84,9 @@ class Caller:
             await self._schedule(calls)
         reached = (self._next - first) / (time.monotonic() - began)
         await asyncio.gather(*self._binds)
-        for connection in (calls, creates, *self._binders):
+        for connection in (calls, creates, *chain(*self._binders.values())):
             connection.writer.close()
-        self._binders.clear()
+        self._binders = {port: [] for port in self._ports}
         return reached
 
     async def _create(self, connection: Connection, count: int) -> None:
@@ -108,20 +110,33 @@ class Caller:
             body = head + b",".join(map(orjson.dumps, names)) + b"]}"
             scores = orjson.loads(await self._timed(connection, "prioritize", body))
             node = max(scores, key=lambda score: score["Score"])["Host"]
-        if not pod.offline:  # kube-scheduler binds those itself
-            self.placed += 1
-            return
-        task = asyncio.create_task(self._bind(pod.name, pod.uid, node))
+        task = asyncio.create_task(self._bind(pod, node) if pod.offline else self._own(pod, node))
         self._binds.add(task)
         task.add_done_callback(self._binds.discard)
 
-    async def _bind(self, name: str, uid: str, node: str) -> None:
-        binding = {"PodName": name, "PodNamespace": NAMESPACE, "PodUID": uid, "Node": node}
-        connection = self._binders.pop() if self._binders else await Connection.open(self._ports[0])
-        error = orjson.loads(await self._timed(connection, "bind", orjson.dumps(binding)))["Error"]
-        self._binders.append(connection)
+    async def _bind(self, pod: PodRow, node: str) -> None:
+        """An offline pod is bound by the extender."""
+        binding = {"PodName": pod.name, "PodNamespace": NAMESPACE, "PodUID": pod.uid, "Node": node}
+        async with self._binder(self._ports[0]) as connection:
+            answer = await self._timed(connection, "bind", orjson.dumps(binding))
+        error = orjson.loads(answer)["Error"]
         self.placed += not error
         self.waiting += bool(error)
+
+    async def _own(self, pod: PodRow, node: str) -> None:
+        """An online pod is bound by kube-scheduler itself."""
+        path = f"/api/v1/namespaces/{NAMESPACE}/pods/{pod.name}/binding"
+        async with self._binder(self._ports[1]) as connection:
+            await connection.post(path, orjson.dumps({"target": {"name": node}}))
+        self.placed += 1
+
+    @asynccontextmanager
+    async def _binder(self, port: int) -> AsyncIterator[Connection]:
+        """A connection for one call beside the others."""
+        idle = self._binders[port]
+        connection = idle.pop() if idle else await Connection.open(port)
+        yield connection
+        idle.append(connection)
 
     async def _timed(self, connection: Connection, verb: str, body: bytes) -> bytes:
         began = time.monotonic()
