@@ -161,7 +161,6 @@ def observe(state: State, telemetry: Telemetry, now: float) -> None:
     telemetry.reclaimable.set(int(snapshot.free[usable, -1].sum()))
     telemetry.withheld.set(int(state.withheld(now)[usable, -1].sum()))
     telemetry.promised.set(state.ledger.bound_millicpu())
-    telemetry.overdue.set(state.overdue)
     telemetry.workloads_timed.set(len(state.runs))
     telemetry.watch_silence.set(state.silence(now))
     for reason, count in _blocked(snapshot).items():

@@ -153,6 +153,7 @@ class Loops:
                     await turns.give_way()
             await turns.give_way()
         self._overdue = overdue
+        self._telemetry.overdue.set(len(overdue))
 
     def load_learned(self) -> None:
         """Take over what an earlier process had learned, where it was kept."""

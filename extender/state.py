@@ -100,7 +100,6 @@ class State:
         self._replicas = Replicas()  # of the pods on known nodes
         self._habits = NO_HABITS
         self._homes = Homes()
-        self._overdue: Sequence[str] = ()
         self._heard = {"nodes": -np.inf, "pods": -np.inf}
         self._unlisted = {"nodes", "pods"}
 
@@ -244,16 +243,9 @@ class State:
         takes stays charged either way, until the pod ends. All are looked at in parts, each of
         which takes a fraction of a millisecond.
         """
-        overdue: list[str] = []
         for some in _batched(self.ledger.bound()):
             late = self.ledger.overdue(some, now)
-            if late:
-                found = self._renew(late, now)
-                overdue += [entry.uid for entry in found.overdue]
-                yield found
-            else:
-                yield Renewals((), ())
-        self._overdue = overdue
+            yield self._renew(late, now) if late else Renewals((), ())
 
     def _renew(self, late: Sequence[Entry], now: float) -> Renewals:
         snapshot = self.snapshot(now)
@@ -266,11 +258,6 @@ class State:
         for entry in renewed:
             self.ledger.renew(entry.uid, now)
         return Renewals(renewed, tuple(compress(late, ~covered)))
-
-    @property
-    def overdue(self) -> int:
-        """Promises that could not be renewed at the last look, and have not ended since."""
-        return sum(self.ledger.get(uid) is not None for uid in self._overdue)
 
     def shift(self, seconds: float) -> None:
         """The clock has gone on by so much more than this process did.

@@ -76,7 +76,7 @@ class Telemetry:
         )
         self.overdue = self._gauge(
             "archimedes_promises_overdue",
-            "Bound promises past their horizon that their nodes cannot cover any more.",
+            "Bound promises past their horizon that their nodes could not cover at the last look.",
         )
         self.renewed = self._counter(
             "archimedes_promises_renewed",
