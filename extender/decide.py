@@ -6,7 +6,9 @@ an ask and a policy; never pods, HTTP or Kubernetes objects.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 import numpy as np
@@ -111,7 +113,7 @@ def decide(
     if len(snapshot.promised) == 0:
         reason = np.full(len(rows), _UNKNOWN_NODE if ask.offline else _FITS, np.int64)
         score, available = np.zeros(len(rows)), np.zeros(len(rows), np.int64)
-        _narrow(reason, score, candidates)
+        _narrow(reason, score, candidates, None)
         return Verdicts(reason, score, available)
     missing = _missing(rows)
     available = _available(snapshot, rows, ask, missing)
@@ -124,10 +126,10 @@ def decide(
         reason = _online_reasons(policy, peak, size, usage, missing)
         score = _online_scores(policy, daily, peak, size)
     _finish(score, rows, policy, habit, missing)
-    if alone is None or not _choose(
-        snapshot, rows, policy, alone, habit.home, reason, score, candidates
-    ):
-        _narrow(reason, score, candidates)
+    choose = None
+    if alone is not None:
+        choose = partial(_choose, snapshot, rows, score, policy, alone, habit.home)
+    _narrow(reason, score, candidates, choose)
     return Verdicts(reason, score, available)
 
 
@@ -333,56 +335,55 @@ def _offline_reasons(
     return reason
 
 
-def _narrow(reason: Ints, score: Floats, candidates: int) -> None:
-    """Mark all but the best of the fitting nodes as ranked out, where they are too many."""
+def _narrow(
+    reason: Ints, score: Floats, candidates: int, choose: Callable[[Ints], int | None] | None
+) -> None:
+    """Mark all but the best of the fitting nodes as ranked out, where they are too many.
+
+    ``choose``: of their positions the one that is left alone, or None where several are.
+    """
     fits = (reason == _FITS).nonzero()[0]
-    if 0 < candidates < len(fits):
-        best = score.take(fits).argpartition(len(fits) - candidates)[-candidates:]
-        _leave(fits[best], fits, reason)
+    if not 0 < candidates < len(fits):
+        return
+    left: Ints | int | None = None if choose is None else choose(fits)
+    if left is None:
+        left = fits[score.take(fits).argpartition(len(fits) - candidates)[-candidates:]]
+    reason[fits] = _RANKED_OUT
+    reason[left] = _FITS
 
 
 def _choose(
     snapshot: Snapshot,
     rows: Ints,
+    score: Floats,
     policy: Policy,
     alone: Alone,
     home: int,
-    reason: Ints,
-    score: Floats,
-    candidates: int,
-) -> bool:
-    """Leave one of the fitting nodes, where they are too many and one of them may be chosen.
+    fits: Ints,
+) -> int | None:
+    """The position of the node that is left alone; None where all that fit are passed over.
 
     Beside their rank, replicas are spread as kube-scheduler would, were it left these. Its other
     scores count for nothing. A spread sends no pod to a hot node, nor away from its home.
     """
-    fits = (reason == _FITS).nonzero()[0]
-    if not 0 < candidates < len(fits):
-        return False
     avoided = np.zeros(len(snapshot.promised) + 1, np.bool_)
     avoided[alone.passed_over] = True
     avoided[-1] = True  # for row -1: of an unknown node nothing speaks for it
     eligible = fits[~avoided.take(rows.take(fits))]
     if len(eligible) == 0:
-        return False
-    best = eligible[score.take(eligible).argmax()]
-    if len(alone.replicas) and (home < 0 or rows[best] != home):
-        cool = eligible[~_hot(snapshot, rows.take(eligible), policy)]
-        eligible = cool if len(cool) else eligible
-        spread = default_spread(rows.take(eligible), alone.replicas, snapshot.zone)
-        worth = score.take(eligible)
-        worth += spread * (policy.spread_weight / MAX_NODE_SCORE)
-        best = eligible[worth.argmax()]
-    _leave(best, fits, reason)
-    return True
+        return None
+    best = int(eligible[score.take(eligible).argmax()])
+    if len(alone.replicas) == 0 or (home >= 0 and rows[best] == home):
+        return best
+    cool = eligible[~_hot(snapshot, rows.take(eligible), policy)]
+    eligible = cool if len(cool) else eligible
+    spread = default_spread(rows.take(eligible), alone.replicas, snapshot.zone)
+    worth = score.take(eligible)
+    worth += spread * (policy.spread_weight / MAX_NODE_SCORE)
+    return int(eligible[worth.argmax()])
 
 
 def _hot(snapshot: Snapshot, rows: Ints, policy: Policy) -> Bools:
     """Which nodes are hot by their usage now; not those whose usage is not known."""
     hot: Bools = snapshot.usage.take(rows) > _sizes(snapshot, rows) * policy.hot_share
     return hot
-
-
-def _leave(left: Ints, fits: Ints, reason: Ints) -> None:
-    reason[fits] = _RANKED_OUT
-    reason[left] = _FITS
