@@ -153,25 +153,30 @@ def measure(trace: Trace, policy: Policy, chosen: ReplayOptions) -> Floats:
 
 
 def spread(result: ReplayResult, trace: Trace) -> tuple[float, float, float]:
-    """Mean share in the fullest zone, share with a sibling beside it, deviation of memory."""
-    runs, pods = result.runs, result.pods
+    """Mean share in the fullest zone, share with a sibling beside it, deviation of memory.
+
+    The first is NaN where nodes have no zones, both are where no workload has so many pods.
+    """
+    runs, pods, zone = result.runs, result.pods, result.fleet.zone
     running = (runs.end >= result.stop) & ~pods.offline[runs.pod]
     there = pl.DataFrame(
         {
             "pod": [pods.names[at] for at in runs.pod[running].tolist()],
             "row": runs.node[running],
+            "zone": 0 if zone is None else zone[runs.node[running]],
             "memory": pods.memory[runs.pod[running]],
         }
     ).join(trace.pods.select("pod", "workload"), on="pod")
     several = there.filter(pl.len().over("workload") >= ZONES)
-    zones = several.group_by("workload", pl.col("row") % ZONES).len()
+    zones = several.group_by("workload", "zone").len()
     fullest = zones.group_by("workload").agg(share=pl.col("len").max() / pl.col("len").sum())
     beside = several.select(beside=pl.len().over("workload", "row") > 1)["beside"]
     memory = np.zeros(len(result.fleet))
     np.add.at(memory, there["row"].to_numpy(), there["memory"].to_numpy())
+    known = len(several) > 0
     return (
-        float(np.mean(fullest["share"].to_numpy())),
-        float(np.mean(beside.to_numpy())),
+        float(np.mean(fullest["share"].to_numpy())) if known and zone is not None else np.nan,
+        float(np.mean(beside.to_numpy())) if known else np.nan,
         float((memory / result.fleet.memory).std()),
     )
 

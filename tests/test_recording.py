@@ -23,6 +23,8 @@ from extender.recording import (
     segments,
 )
 from models.policy import Policy
+from shadow.challenge import choice
+from shadow.live_state import Versions
 from shadow.redecide import Redecided, redecide
 from tests.extender_world import PLAIN, START, World, as_node, node_json, pod_json
 
@@ -98,6 +100,21 @@ def check(path: Path) -> None:
 def test_a_recorded_decision_is_made_again_exactly(tmp_path: Path) -> None:
     busy(tmp_path / "decisions.jsonl")
     check(tmp_path / "decisions.jsonl")
+
+
+def test_a_node_that_was_not_known_is_left_out_when_it_is_decided_again(tmp_path: Path) -> None:
+    path = tmp_path / "decisions.jsonl"
+    world = World(NAMES, decision_log=str(path))
+    world.sync()
+    answer = world.filter(pod_json("p", cpu="1"), ["stranger", "n1"])
+    assert sorted(answer["NodeNames"]) == ["n1", "stranger"]
+    assert world.server.recorder is not None
+    world.server.recorder.close()
+    world.server.decisions.close()
+    assert redecide(path, None) == Redecided(decisions=1)
+    (made,) = (entry for entry in entries(Path(f"{path}.recording")) if isinstance(entry, Recorded))
+    found, common = choice(made, made, ["stranger", "n1"], Versions("1", "2"), 0.0)
+    assert (found.chosen, found.nodes, common) == ("n1", ("n1",), 1.0)
 
 
 def test_every_segment_stands_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
