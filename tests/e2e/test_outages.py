@@ -18,11 +18,14 @@ import pytest
 from tests.controlplane import objects, workload
 from tests.controlplane.cluster import API_SERVER
 from tests.controlplane.process import wait_until
-from tests.e2e.world import World, reclaimable
+from tests.e2e.world import NODE_CPU, NODES, World, reclaimable
 
 pytestmark = [pytest.mark.controlplane, pytest.mark.timeout(300)]
 
 ASK = 1000
+TOO_MANY = NODES * int(NODE_CPU * 1000) // ASK
+"""Pods that do not all fit, whatever is reclaimable: what was free at first may become more."""
+
 PAUSE = 8.0  # seconds: longer than each timeout on the way
 
 
@@ -35,7 +38,7 @@ def load(world: World) -> Iterator[None]:
     """
     with highest_reclaimable(world) as highest:
         room = sum(most // ASK for most in highest.values())
-        world.offline("load", room + 20, ASK)
+        world.offline("load", TOO_MANY, ASK)
         wait_until(lambda: len(world.asked()) > 3, 60, "pods are being placed", interval=0.02)
         yield
         placed, waiting = world.settled("load", 240)
