@@ -22,7 +22,7 @@ ALIKE = 0.5  # cores, to which nodes must be forecast the same: a fifth of what 
 
 @pytest.fixture(name="world", scope="module")
 def alike(still_world: World) -> World:
-    """Nodes whose one forecast is of the same past: but for their siblings nothing tells them apart.
+    """Nodes whose one forecast is of the same past: only their siblings tell them apart.
 
     Later forecasts may differ, as a machine that stands still spoils the rates of some nodes.
     """
