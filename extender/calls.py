@@ -332,6 +332,8 @@ class Calls:
         if pod.offline and rejected and not passed:
             self._events.refused(pod.key, pod.uid, len(names), rejected)
         score, available = verdicts.score[passed].tolist(), verdicts.available[passed].tolist()
+        spread = [verdicts.spread] * len(passed)
+        candidates = map(Candidate, [names[at] for at in passed], score, available, spread)
         self._log.append(
             Decision(
                 time=snapshot.time,
@@ -343,7 +345,7 @@ class Calls:
                 snapshot=snapshot.id,
                 model_version=snapshot.model_version,
                 offered=len(names),
-                candidates=tuple(map(Candidate, [names[at] for at in passed], score, available)),
+                candidates=tuple(candidates),
                 rejected=rejected,
             )
         )

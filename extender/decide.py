@@ -71,12 +71,14 @@ class Verdicts:
     """The outcome for each of K offered nodes, in the order in which they were offered.
 
     reason: [K] of `Reason`; score: [K], higher is better, NaN-free; available: [K] millicores that
-    the pod could have been promised (0 for unknown nodes).
+    the pod could have been promised (0 for unknown nodes). spread: what the node that was left
+    alone was worth beyond its score, for how few of the pod's siblings are there.
     """
 
     reason: Ints
     score: Floats
     available: Ints
+    spread: float = 0.0
 
     @property
     def passed(self) -> Ints:
@@ -129,8 +131,8 @@ def decide(
     choose = None
     if alone is not None:
         choose = partial(_choose, snapshot, rows, score, policy, alone, habit.home)
-    _narrow(reason, score, candidates, choose)
-    return Verdicts(reason, score, available)
+    spread = _narrow(reason, score, candidates, choose)
+    return Verdicts(reason, score, available, spread)
 
 
 def room(snapshot: Snapshot, rows: Ints, ask: Ask) -> tuple[Ints, Ints]:
@@ -336,20 +338,28 @@ def _offline_reasons(
 
 
 def _narrow(
-    reason: Ints, score: Floats, candidates: int, choose: Callable[[Ints], int | None] | None
-) -> None:
+    reason: Ints,
+    score: Floats,
+    candidates: int,
+    choose: Callable[[Ints], tuple[int, float] | None] | None,
+) -> float:
     """Mark all but the best of the fitting nodes as ranked out, where they are too many.
 
-    ``choose``: of their positions the one that is left alone, or None where several are.
+    ``choose``: of their positions the one that is left alone and what its spread is worth, which is
+    returned; or None where several are left.
     """
     fits = (reason == _FITS).nonzero()[0]
     if not 0 < candidates < len(fits):
-        return
-    left: Ints | int | None = None if choose is None else choose(fits)
-    if left is None:
+        return 0.0
+    left: Ints | int
+    if choose is not None and (chosen := choose(fits)) is not None:
+        left, spread = chosen
+    else:
         left = fits[score.take(fits).argpartition(len(fits) - candidates)[-candidates:]]
+        spread = 0.0
     reason[fits] = _RANKED_OUT
     reason[left] = _FITS
+    return spread
 
 
 def _choose(
@@ -360,11 +370,12 @@ def _choose(
     alone: Alone,
     home: int,
     fits: Ints,
-) -> int | None:
-    """The position of the node that is left alone; None where all that fit are passed over.
+) -> tuple[int, float] | None:
+    """The position of the node that is left alone, and what its spread is worth.
 
     Beside their rank, replicas are spread as kube-scheduler would, were it left these. Its other
-    scores count for nothing. A spread sends no pod to a hot node, nor away from its home.
+    scores count for nothing. A spread sends no pod to a hot node, nor away from its home. None
+    where all that fit are passed over.
     """
     avoided = np.zeros(len(snapshot.promised) + 1, np.bool_)
     avoided[alone.passed_over] = True
@@ -374,13 +385,13 @@ def _choose(
         return None
     best = int(eligible[score.take(eligible).argmax()])
     if len(alone.replicas) == 0 or (home >= 0 and rows[best] == home):
-        return best
+        return best, 0.0
     cool = eligible[~_hot(snapshot, rows.take(eligible), policy)]
     eligible = cool if len(cool) else eligible
     spread = default_spread(rows.take(eligible), alone.replicas, snapshot.zone)
-    worth = score.take(eligible)
-    worth += spread * (policy.spread_weight / MAX_NODE_SCORE)
-    return int(eligible[worth.argmax()])
+    worth = spread * (policy.spread_weight / MAX_NODE_SCORE)
+    best = int((score.take(eligible) + worth).argmax())
+    return int(eligible[best]), float(worth[best])
 
 
 def _hot(snapshot: Snapshot, rows: Ints, policy: Policy) -> Bools:

@@ -21,12 +21,17 @@ MAX_NODES = 32
 """Nodes of a preempt call that are named: kube-scheduler proposes a tenth of the cluster's."""
 
 
-class Candidate(msgspec.Struct, frozen=True, gc=False):
-    """A node that was offered: its score and the millicores that it could have promised."""
+class Candidate(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """A node that was offered: its score and the millicores that it could have promised.
+
+    ``spread`` is what it was worth beyond its score where it was left alone, for how few of the
+    pod's siblings are there.
+    """
 
     node: str
     score: float
     available: int
+    spread: float = 0.0
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="kind", tag="filter"):

@@ -130,8 +130,8 @@ def _print_explanation(found: Explanation) -> None:
     _print_table(["nodes", "refused because"], _texts(found.rejected))
     shown = found.candidates[:_SHOWN]
     _print_table(
-        ["candidate", "score", "could be promised"],
-        [[c.node, f"{c.score:.3f}", f"{c.available}m"] for c in shown],
+        ["candidate", "score", "for the spread", "could be promised"],
+        [[c.node, f"{c.score:.3f}", f"{c.spread:+.3f}", f"{c.available}m"] for c in shown],
     )
     if len(found.candidates) > _SHOWN:
         console.print(f"... and {len(found.candidates) - _SHOWN} more; --json shows them")

@@ -21,6 +21,7 @@ from models.errors import ArchimedesError
 from models.policy import HORIZONS
 from tests.authorities import Authority, Files
 from tests.extender_world import World, as_pod, pod_json
+from tests.test_choose_alone import owned
 
 # The pure part
 
@@ -240,6 +241,19 @@ async def test_why_an_online_pod_is_where_it_is() -> None:
     async with cluster() as (world, url):
         world.filter(pod_json("web", cpu="1"))
         assert "kube-scheduler binds online pods itself" in await run("why", "web", "--url", url)
+
+
+async def test_why_a_replica_is_not_beside_its_sibling() -> None:
+    async with cluster(candidates=1) as (world, url):
+        world.forecast({"n1": 2.0, "n2": 3.0})
+        for name, node in {"a": "n1", "b": "n2"}.items():
+            pod = owned(pod_json(name, cpu="1"), "ReplicaSet")
+            assert world.filter(pod)["NodeNames"] == [node]
+        said = await run("why", "b", "--url", url)
+        assert "1 candidates, 1 ranked out" in said
+        assert "for the spread" in said
+        assert "+4.000" in said
+        assert "+0.000" in await run("why", "a", "--url", url)
 
 
 async def test_nodes_as_a_table_and_one_term_by_term() -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from extender.decide import Alone, Habit, decide
+from extender.decision_log import Candidate, Decision
 from extender.replicas import Replicas
 from extender.snapshot import Snapshot
 from extender.spread import NO_ZONE, default_spread
@@ -23,7 +24,7 @@ from models.trace import Trace
 from shadow.constraints import zones
 from shadow.options import ReplayOptions
 from shadow.replay import replay
-from tests.extender_world import Json, World, as_node, as_pod, node_json, pod_json
+from tests.extender_world import Json, World, as_node, as_pod, node_json, pod_json, records_of
 from tests.shadow_traces import ROW, START, nodes_table, pods_table, usage_table
 from tests.test_choose_alone import left, owned
 from tests.test_decide import offline, snapshot
@@ -157,8 +158,33 @@ def test_a_much_better_node_is_worth_a_less_even_spread() -> None:
     of = zoned_world({name: 1.0 if zone_of(name) == "b" else 7.0 for name in NAMES})
     nodes = [place(of, name, **ONLINE) for name in "xyz"]
     assert {zone_of(node) for node in nodes} == {"b"}
+    # Two siblings in its zone, none on the node: 2 x log(4 + 1) + 4 and 2 of a zone without; 9, 6.
+    assert left_alone(of, "z").spread == pytest.approx(4.0 * (100 * 6 // 9) / 100)
     # Jobs' pods, and those of another owner, have no siblings there.
     assert zone_of(place(of, "job", "Job", **OFFLINE)) == "b"
+
+
+def test_the_log_says_what_the_spread_was_worth() -> None:
+    of = zoned_world({name: 1.0 if name == "n0" else 2.0 for name in NAMES})
+    nodes = [place(of, name, **ONLINE) for name in "xyz"]
+    third, second, first = (left_alone(of, name) for name in "zyx")
+    assert [first.node, second.node, third.node] == nodes
+    assert nodes[0] == "n0"  # the emptiest; without siblings nothing is spread
+    assert first.spread == 0
+    # Of nodes that are alike but n0, those in the other two zones are worth all of the weight.
+    assert first.score > second.score == third.score
+    assert second.spread == pytest.approx(4.0)
+    assert third.spread == pytest.approx(4.0)
+    left(of, owned(pod_json("job", **OFFLINE), "Job"))
+    assert left_alone(of, "job").spread == 0
+
+
+def left_alone(of: World, name: str) -> Candidate:
+    """The node that a pod was left, as the decision log has it."""
+    record = records_of(of.server.decisions, f"default/{name}")[0]
+    assert isinstance(record, Decision)
+    (candidate,) = record.candidates
+    return candidate
 
 
 def test_siblings_count_as_long_as_they_run() -> None:
