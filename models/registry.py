@@ -1,28 +1,35 @@
-"""The registry of model versions: the only place that talks to MLflow.
+"""The registry of model versions, in MLflow: what is registered, logged, promoted and pulled.
 
 Importing this module is cheap; MLflow itself, which takes seconds, is imported by the first call.
-
-Aliases keep no history, so each promotion is also a tag of the version that was promoted
-(``archimedes.history.NNNN``) and a file ``audit/NNNN-ACTION.json`` of its run. One file for each
-event, because artifact stores cannot append.
 """
 
 from __future__ import annotations
 
-import logging
 import math
-import os
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
-
-import msgspec
+from typing import TYPE_CHECKING
 
 from models.check import check_model
 from models.errors import RegistryError
+from models.mlflow_client import (
+    aliases_of,
+    all_versions,
+    as_json,
+    database_file,
+    ensure_model,
+    log_dataset,
+    log_figures,
+    log_model,
+    new_run,
+    pages,
+    quieten,
+    translated,
+    without_password,
+)
+from models.mlflow_shelf import MlflowShelf
 from models.promotion import Event, promote, rollback
 from models.store import ALIASES, DIGEST_TAG, MODEL_NAME, install, manifest_digest
 from models.versions import DataSource, Version
@@ -31,33 +38,13 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Experiment
     from mlflow.entities.model_registry import ModelVersion, RegisteredModel
-    from mlflow.store.entities import PagedList
-
-T = TypeVar("T")
 
 _ABSENT = "RESOURCE_DOES_NOT_EXIST"
-_HISTORY = "archimedes.history."
-_INTENT = "archimedes.intent"
-
 SHADOW_TAG = "archimedes.shadow"
 """Tag of a run with the challenger whose live figures it holds; the champion has a tag of its own.
 
 On the version itself: prefix of its tags, followed by the champion and the figure's name.
 """
-
-_ENVIRONMENT = {
-    # Quiet: nothing of MLflow's own on stdout, no telemetry, no alembic chatter.
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_DISABLE_AGENT_HINT": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_LOGGING_LEVEL": "ERROR",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    # An unreachable server is reported after seconds; MLflow's own defaults wait for minutes.
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-}
-"""Defaults for this process; what the user has set stays."""
 
 
 class Registry:
@@ -69,7 +56,7 @@ class Registry:
     def __init__(self, tracking_uri: str, clock: Callable[[], float] = time.time) -> None:
         self.tracking_uri = tracking_uri
         self._clock = clock
-        self._shown = _without_password(tracking_uri)
+        self._shown = without_password(tracking_uri)
         self._client: MlflowClient | None = None
 
     def prepare(self) -> None:
@@ -80,7 +67,7 @@ class Registry:
         """
         with self._talk(create=True) as client:
             self._experiment(client)
-            _ensure_model(client)
+            ensure_model(client)
 
     def register(
         self,
@@ -109,12 +96,12 @@ class Registry:
         digest = manifest_digest(folder)
         with self._talk(create=True) as client:
             experiment = self._experiment(client)
-            _ensure_model(client)
-            with _run(client, experiment, run_name, tags) as run_id:
-                model_id, location = _log_model(client, experiment, run_id, folder)
-                _log(client, run_id, params, metrics, model_id)
+            ensure_model(client)
+            with new_run(client, experiment, run_name, tags) as run_id:
+                model_id, location = log_model(client, experiment, run_id, folder)
+                log_figures(client, run_id, params, metrics, model_id)
                 if data is not None:
-                    _log_dataset(client, run_id, data)
+                    log_dataset(client, run_id, data)
                 if figures is not None:
                     client.log_artifacts(run_id, str(figures), "figures")
                 made = client.create_model_version(
@@ -125,7 +112,7 @@ class Registry:
                     model_id=model_id,
                 )
                 version = str(made.version)
-                link = _json([{"name": MODEL_NAME, "version": version}])
+                link = as_json([{"name": MODEL_NAME, "version": version}])
                 client.set_logged_model_tags(model_id, {"mlflow.modelVersions": link})
             client.set_registered_model_alias(MODEL_NAME, "challenger", version)
         return version
@@ -145,8 +132,8 @@ class Registry:
         """
         with self._talk(create=True) as client:
             experiment = self._experiment(client)
-            with _run(client, experiment, run_name, tags) as run_id:
-                _log(client, run_id, params, metrics, None)
+            with new_run(client, experiment, run_name, tags) as run_id:
+                log_figures(client, run_id, params, metrics, None)
                 if artifacts is not None:
                     client.log_artifacts(run_id, str(artifacts))
         return run_id
@@ -186,13 +173,13 @@ class Registry:
         if found:
             return str(found[0].info.run_id)
         name = f"shadow of version {version} against {champion}"
-        with _run(client, experiment, name, tags) as run_id:
+        with new_run(client, experiment, name, tags) as run_id:
             return run_id
 
     def versions(self) -> list[Version]:
         """All versions, the newest first."""
         with self._talk() as client:
-            aliases = _aliases(self._model(client))
+            aliases = aliases_of(self._model(client))
             metrics = self._metrics(client)
             return [
                 Version(
@@ -203,32 +190,32 @@ class Registry:
                     tags=dict(found.tags),
                     metrics=metrics.get(found.run_id or "", {}),
                 )
-                for found in _search(client)
+                for found in all_versions(client)
             ]
 
     def alias(self, name: str) -> str | None:
         """The version that an alias names, or None where it names none."""
         with self._talk() as client:
             model = self._registered(client)
-            return None if model is None else _aliases(model).get(name)
+            return None if model is None else aliases_of(model).get(name)
 
     def history(self) -> list[Event]:
         """Every change of the champion, the oldest first."""
         with self._talk() as client:
             self._model(client)
-            return _Shelf(client, self._shown).history()
+            return MlflowShelf(client, self._shown).history()
 
     def promote(self, ref: str, reason: str, by: str = "") -> Event | None:
         """Make a version (a number or an alias) the champion, see `models.promotion.promote`."""
         with self._talk() as client:
             version = str(self._version(client, ref).version)
-            return promote(_Shelf(client, self._shown), version, reason, by, self._clock())
+            return promote(MlflowShelf(client, self._shown), version, reason, by, self._clock())
 
     def rollback(self, reason: str, by: str = "") -> Event:
         """Swap champion and previous, see `models.promotion.rollback`."""
         with self._talk() as client:
             self._model(client)
-            return rollback(_Shelf(client, self._shown), reason, by, self._clock())
+            return rollback(MlflowShelf(client, self._shown), reason, by, self._clock())
 
     def pull(self, ref: str, folder: Path) -> str:
         """Put a checked copy of a version at ``folder/VERSION``; the version.
@@ -264,14 +251,14 @@ class Registry:
 
     def _version(self, client: MlflowClient, ref: str) -> ModelVersion:
         """The version that a number or an alias names."""
-        number = ref if ref.isdecimal() else _aliases(self._model(client)).get(ref)
+        number = ref if ref.isdecimal() else aliases_of(self._model(client)).get(ref)
         if number is None:
             known = "no version has that alias" if ref in ALIASES else "no such version or alias"
             raise RegistryError(
                 f"{ref!r} names no model in {self._shown}: {known}; "
                 "`archimedes models list` shows what there is"
             )
-        found = [v for v in _search(client) if int(v.version) == int(number)]
+        found = [v for v in all_versions(client) if int(v.version) == int(number)]
         if not found:
             raise RegistryError(
                 f"version {number} is not in {self._shown}; `archimedes models list` shows "
@@ -306,7 +293,7 @@ class Registry:
         found: Experiment | None = client.get_experiment_by_name(MODEL_NAME)
         if found is not None:
             return str(found.experiment_id)
-        database = _database(self.tracking_uri)
+        database = database_file(self.tracking_uri)
         location = None
         if database is not None:
             location = database.resolve().with_name(f"{database.stem}-artifacts").as_uri()
@@ -317,9 +304,7 @@ class Registry:
         experiment: Experiment | None = client.get_experiment_by_name(MODEL_NAME)
         if experiment is None:
             return {}
-        runs = _pages(
-            lambda token: client.search_runs([experiment.experiment_id], page_token=token)
-        )
+        runs = pages(lambda token: client.search_runs([experiment.experiment_id], page_token=token))
         return {run.info.run_id: dict(run.data.metrics) for run in runs}
 
     def _download(self, source: str, scratch: Path) -> Path:
@@ -339,11 +324,11 @@ class Registry:
         Args:
             create: whether a database file that does not exist is made.
         """
-        database = _database(self.tracking_uri)
+        database = database_file(self.tracking_uri)
         if database is not None:
             self._require(database, create=create)
-        _prepare()
-        with _translated(self._shown):
+        quieten()
+        with translated(self._shown):
             if self._client is None:
                 from mlflow import MlflowClient
 
@@ -365,183 +350,3 @@ class Registry:
             raise RegistryError(
                 f"{self._shown} lies in a folder that does not exist; make it first"
             )
-
-
-class _Shelf:
-    """Aliases, tags and audit files of the registered model, for `models.promotion`."""
-
-    def __init__(self, client: MlflowClient, shown: str) -> None:
-        self._client = client
-        self._shown = shown
-
-    def aliases(self) -> Mapping[str, str]:
-        return _aliases(self._client.get_registered_model(MODEL_NAME))
-
-    def set_alias(self, alias: str, version: str) -> None:
-        self._client.set_registered_model_alias(MODEL_NAME, alias, version)
-
-    def delete_alias(self, alias: str) -> None:
-        self._client.delete_registered_model_alias(MODEL_NAME, alias)
-
-    def history(self) -> list[Event]:
-        events = [
-            msgspec.json.decode(value, type=Event)
-            for version in _search(self._client)
-            for key, value in version.tags.items()
-            if key.startswith(_HISTORY)
-        ]
-        return sorted(events, key=lambda event: event.number)
-
-    def record(self, event: Event) -> None:
-        key = f"{_HISTORY}{event.number:04d}"
-        self._client.set_model_version_tag(MODEL_NAME, event.champion, key, _json(event))
-
-    def intent(self) -> Event | None:
-        text = self._client.get_registered_model(MODEL_NAME).tags.get(_INTENT)
-        return None if text is None else msgspec.json.decode(text, type=Event)
-
-    def begin(self, event: Event) -> None:
-        self._client.set_registered_model_tag(MODEL_NAME, _INTENT, _json(event))
-
-    def finish(self) -> None:
-        self._client.delete_registered_model_tag(MODEL_NAME, _INTENT)
-
-    def audit(self, event: Event) -> None:
-        path = f"audit/{event.number:04d}-{event.action}.json"
-        with _translated(self._shown):
-            run_id = self._client.get_model_version(MODEL_NAME, event.champion).run_id or ""
-            self._client.log_text(run_id, _json(event), path)
-
-
-def _prepare() -> None:
-    """Set up this process before it imports MLflow."""
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
-
-
-@contextmanager
-def _translated(shown: str) -> Iterator[None]:
-    """Turn what MLflow raises into RegistryError."""
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        yield
-    except (MlflowException, SQLAlchemyError, msgspec.DecodeError, OSError, ImportError) as e:
-        raise RegistryError(
-            f"the registry at {shown} cannot be used: {_first_line(e)}; check that MLflow runs "
-            "there, and --tracking-uri or MLFLOW_TRACKING_URI"
-        ) from e
-
-
-def _ensure_model(client: MlflowClient) -> None:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client.create_registered_model(MODEL_NAME)
-    except MlflowException as e:
-        if e.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-
-
-@contextmanager
-def _run(
-    client: MlflowClient, experiment: str, name: str, tags: Mapping[str, str]
-) -> Iterator[str]:
-    """The id of a new run, which ends as failed where what is done with it fails."""
-    run_id = str(client.create_run(experiment, run_name=name, tags=dict(tags)).info.run_id)
-    try:
-        yield run_id
-    except BaseException:
-        client.set_terminated(run_id, "FAILED")
-        raise
-    client.set_terminated(run_id)
-
-
-def _log_model(client: MlflowClient, experiment: str, run_id: str, folder: Path) -> tuple[str, str]:
-    """Upload a model folder as a logged model of the run; its id and where it lies."""
-    from mlflow.entities import LoggedModelOutput, LoggedModelStatus
-
-    model = client.create_logged_model(experiment, MODEL_NAME, source_run_id=run_id)
-    client.log_model_artifacts(model.model_id, str(folder))
-    client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
-    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
-    return model.model_id, model.artifact_location
-
-
-def _log(
-    client: MlflowClient,
-    run_id: str,
-    params: Mapping[str, object],
-    metrics: Mapping[str, float],
-    model_id: str | None,
-) -> None:
-    """Log parameters and metrics; the metrics belong to the model too, where there is one."""
-    from mlflow.entities import Metric, Param
-
-    start = client.get_run(run_id).info.start_time
-    client.log_batch(
-        run_id,
-        metrics=[Metric(k, v, start, 0, model_id=model_id) for k, v in metrics.items()],
-        params=[Param(k, str(v)) for k, v in params.items()],
-    )
-
-
-def _log_dataset(client: MlflowClient, run_id: str, data: DataSource) -> None:
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    dataset = Dataset(
-        data.name,
-        data.digest[:36],  # MLflow's limit; the whole digest is a tag
-        source_type="local",
-        source=_json({"uri": data.name}),
-    )
-    client.log_inputs(
-        run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])]
-    )
-
-
-def _aliases(model: RegisteredModel) -> dict[str, str]:
-    return {alias: str(version) for alias, version in model.aliases.items()}
-
-
-def _search(client: MlflowClient) -> list[ModelVersion]:
-    """All versions with their tags, the newest first."""
-    found = _pages(
-        lambda token: client.search_model_versions(f"name = '{MODEL_NAME}'", page_token=token)
-    )
-    return sorted(found, key=lambda version: int(version.version), reverse=True)
-
-
-def _pages(ask: Callable[[str | None], PagedList[T]]) -> list[T]:
-    """All items of an answer that comes in pages."""
-    page = ask(None)
-    items = list(page)
-    while page.token:
-        page = ask(page.token)
-        items += page
-    return items
-
-
-def _database(uri: str) -> Path | None:
-    """The file of an SQLite URI; None for every other URI."""
-    if not uri.startswith("sqlite:"):
-        return None
-    name = uri.removeprefix("sqlite:///").partition("?")[0]
-    if name in ("", ":memory:") or name.startswith("sqlite:"):
-        raise RegistryError(f"{uri} names no file; write sqlite:///FILE")
-    return Path(name)
-
-
-def _json(value: object) -> str:
-    return msgspec.json.encode(value).decode()
-
-
-def _without_password(text: str) -> str:
-    """Cut user and password out of the addresses in a text."""
-    return re.sub(r"//[^/@\s]*@", "//", text)
-
-
-def _first_line(error: Exception) -> str:
-    return _without_password((str(error).strip() or type(error).__name__).splitlines()[0])[:200]

@@ -39,6 +39,7 @@ from shadow.kube_scheduler import (
     sample,
     sample_size,
 )
+from shadow.no_room import NoRoom
 from shadow.options import ReplayOptions
 from shadow.placing import SPREAD_WEIGHT, Placing
 from shadow.preemption import Holder, preempt
@@ -146,8 +147,7 @@ class _Replay:
         self._waiting = Waiting()
         self._record = Recorder(scenario)
         self._running: dict[int, int] = {}  # pod -> its run, in the order of their begin
-        # What no node had room for since anything was freed, with its horizon and kind.
-        self._no_room: list[tuple[Request, int, int]] = []
+        self._no_room = NoRoom()
         constraints = scenario.constraints
         self._placing = None if constraints is None else Placing(constraints)
         self._indifferent = indifferent(scenario, options)
@@ -441,25 +441,14 @@ class _Replay:
                 if not self._offline[pod] and self._scenario.pods.gone[pod] <= time:
                     self._waiting.remove(pod)
                     self._record.state[pod] = State.MISSED
-                elif not self._crowded_out(pod) and not self._attempt(pod, time):
+                elif not self._refused_since(pod) and not self._attempt(pod, time):
                     last = place + 1  # less is left than was thought: look again
                     break
             queue = queue[:, last:]
 
-    def _crowded_out(self, pod: int) -> bool:
-        """Whether no node had room for a pod that asked for no more, for no longer.
-
-        Since then nothing was freed, so kube-scheduler would only hear the same again.
-        """
-        request, horizon, kind = self._requests[pod], self._horizon[pod], self._kind[pod]
-        return any(
-            request.millicpu >= refused.millicpu
-            and request.memory >= refused.memory
-            and request.extended >= refused.extended
-            and horizon >= shorter
-            and kind == other
-            for refused, shorter, other in self._no_room
-        )
+    def _refused_since(self, pod: int) -> bool:
+        """Whether one that asked for no more was refused since anything was freed."""
+        return self._no_room.covers(self._requests[pod], self._horizon[pod], self._kind[pod])
 
     def _note_no_room(self, pod: int) -> None:
         """No node has room for a pod, until something is freed.
@@ -468,7 +457,7 @@ class _Replay:
         """
         kind = self._kind[pod]
         if self._placing is None or not self._placing.spreads(kind):
-            self._no_room.append((self._requests[pod], self._horizon[pod], kind))
+            self._no_room.note(self._requests[pod], self._horizon[pod], kind)
 
     def _frees(self, pod: int) -> bool:
         """Whether a pod's start may let another one start: one that spreads beside it."""
