@@ -76,7 +76,7 @@ class Server:
         settings, clock = parts.settings, parts.clock
         self.parts = parts
         self.telemetry = parts.telemetry
-        self.decisions = _open_log(settings.decision_log)
+        self.decisions = _open_log(settings.decision_log, self.telemetry)
         self.state = State(settings, clock, self._log_end)
         self.gate = Gate(settings.tls, self.telemetry) if settings.tls.cert_file else None
         self.recorder = _open_recorder(settings, self.telemetry)
@@ -116,7 +116,7 @@ class Server:
         return app
 
     def probes(self) -> web.Application:
-        """The application for those who have no certificate: health and metrics."""
+        """The application for those who may only look: health and metrics."""
         app = web.Application()
         app.add_routes(self._pages().probes())
         return app
@@ -157,16 +157,17 @@ async def listening(server: Server) -> AsyncIterator[str]:
     Raises:
         ArchimedesError: the address cannot be listened on.
     """
-    settings, tls = server.parts.settings, server.parts.settings.tls
+    settings, probed = server.parts.settings, server.parts.settings.probes
     async with AsyncExitStack() as stack:
         calls = await stack.enter_async_context(_connections(server, server.app()))
+        if probed.host:
+            probes = await stack.enter_async_context(_connections(server, server.probes()))
+            plain = _plain(probes, probed.host, probed.port)
+            log.info("listening for probes", url=f"http://{await stack.enter_async_context(plain)}")
         if server.gate is None:
             plain = _plain(calls, settings.host, settings.port)
             yield f"http://{await stack.enter_async_context(plain)}"
             return
-        probes = await stack.enter_async_context(_connections(server, server.probes()))
-        plain = _plain(probes, tls.probe_host, tls.probe_port)
-        log.info("listening for probes", url=f"http://{await stack.enter_async_context(plain)}")
         stack.callback(server.gate.close)
         with _address_named(settings.host, settings.port):
             address = await server.gate.open(calls, settings.host, settings.port)
@@ -262,10 +263,12 @@ def serve(settings: Settings) -> None:
         ArchimedesError: it cannot start; the text says why.
     """
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if settings.max_connections + _OTHER_FILES > files:
+    listeners = 2 if settings.probes.host else 1
+    if listeners * settings.max_connections + _OTHER_FILES > files:
         raise SettingsError(
-            f"max_connections: {settings.max_connections} connections need more than the {files} "
-            "files that this process may open; lower it, or raise `ulimit -n`"
+            f"max_connections: {settings.max_connections} connections of each of {listeners} "
+            f"listeners need more than the {files} files that this process may open; lower it, or "
+            "raise `ulimit -n`"
         )
     configure_logs(settings.log_level)
     run(Server(production_parts(settings)))
@@ -297,9 +300,9 @@ async def _serve(server: Server) -> None:
     log.info("stopped")
 
 
-def _open_log(path: str) -> DecisionLog:
+def _open_log(path: str, telemetry: Telemetry) -> DecisionLog:
     try:
-        return DecisionLog(Path(path) if path else None)
+        return DecisionLog(Path(path) if path else None, lost=telemetry.unlogged.inc)
     except OSError as e:
         raise SettingsError(f"decision_log: {path} cannot be written: {e.strerror}") from e
 

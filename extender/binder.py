@@ -177,6 +177,7 @@ class Binder:
                 pass
             case _:
                 self._state.ledger.withdraw(uid, earlier)
+                self._state.under_way.end(uid)
 
     def _let_go(self, uid: str) -> None:
         """No binding of the pod can be carried out any more, and nothing is held for it."""

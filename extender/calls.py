@@ -53,7 +53,7 @@ _NO_VERDICTS = Verdicts(np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int64
 
 
 class Answer(NamedTuple):
-    """A reply, and the UID of the pod whose hold must go if nobody is there to read it."""
+    """A reply, and the UID of the pod that comes nowhere if nobody is there to read it."""
 
     body: bytes
     held: str
@@ -87,7 +87,8 @@ class Latest:
     @cached_property
     def ranking(self) -> bytes:
         """The answer to prioritize."""
-        return encode_prioritize(self.names, to_wire_scores(self.score))
+        found = to_wire_scores(self.score, self.basis.policy, offline=self.pod.offline)
+        return encode_prioritize(self.names, found)
 
 
 class Calls:
@@ -156,8 +157,9 @@ class Calls:
             names = list(dict.fromkeys(names))
             rows = snapshot.rows(names)
         habit = self._state.habit(pod, names, snapshot)
-        raw = scores(snapshot, rows, pod.ask, self._state.policy, habit)
-        return encode_prioritize(names, to_wire_scores(raw))
+        policy = self._state.policy
+        raw = scores(snapshot, rows, pod.ask, policy, habit)
+        return encode_prioritize(names, to_wire_scores(raw, policy, offline=pod.offline))
 
     def preempt(self, body: bytes) -> bytes:
         """The proposed nodes that would have room for the pod without their victims.
@@ -221,9 +223,7 @@ class Calls:
         pod = latest.pod
         if pod.offline:
             self._hold(pod, latest.rows, self._clock())
-        return Answer(
-            encode_filter(offer, range(len(offer.names)), {}, {}), pod.uid if pod.offline else ""
-        )
+        return Answer(encode_filter(offer, range(len(offer.names)), {}, {}), pod.uid)
 
     def _decide(self, sent: OfferedPod, pod: PodFacts, offer: Offer) -> Answer:
         now, policy = self._clock(), self._state.policy
@@ -243,19 +243,26 @@ class Calls:
                 self._recorder.put(
                     Recorded(now, pod.uid, snapshot, rows, ask, policy, limit, habit, alone)
                 )
-        if pod.offline:
-            self._hold(pod, held, now)
-        # What an offline pod takes is held; that it is a sibling of others is not known from that.
-        expected = pod.replica_of or not pod.offline
-        if alone is not None and expected and len(held) == 1 and held[0] >= 0:
-            self._state.under_way.send(pod, held[0], now + self._settings.hold_seconds)
+        if not self._state.settled(pod.uid):
+            self._expect(pod, held, now, alone=alone is not None)
         if passed:
             names, score = [offer.names[at] for at in passed], verdicts.score[passed]
             basis = Basis(snapshot.id, policy, self._state.runs.added)
             self._latest = Latest(now, sent, pod, names, held, score, basis)
-        return Answer(
-            encode_filter(offer, passed, failed, unresolvable), pod.uid if pod.offline else ""
-        )
+        return Answer(encode_filter(offer, passed, failed, unresolvable), pod.uid)
+
+    def _expect(self, pod: PodFacts, held: tuple[int, ...], now: float, *, alone: bool) -> None:
+        """Hold what an offline pod asks for; expect a pod that was left one node there.
+
+        What an offline pod takes is held; that it is a sibling of others is not known from that.
+        """
+        if pod.offline:
+            self._hold(pod, held, now)
+        counts = pod.replica_of or not pod.offline
+        if alone and counts and len(held) == 1 and held[0] >= 0:
+            self._state.under_way.send(pod, held[0], now + self._settings.hold_seconds)
+        else:
+            self._state.under_way.narrow(pod.uid, held)
 
     def _alone(self, sent: OfferedPod, pod: PodFacts, now: float) -> Alone | None:
         """By what a pod is left one node; None where kube-scheduler is to choose among several.

@@ -19,6 +19,7 @@ from models.arrays import Bools, Floats, Floats32, Ints
 from models.policy import HORIZONS, Policy
 
 MAX_SCORE = 10
+_LEAST_SPAN = 0.25
 
 # Plain integers: NumPy takes microseconds to look through an enum.
 _FITS, _RANKED_OUT = int(Reason.FITS), int(Reason.RANKED_OUT)
@@ -171,15 +172,23 @@ def scores(
     return score
 
 
-def to_wire_scores(score: Floats) -> list[int]:
-    """Stretch scores over the whole 0..10 range; equal scores all become 10."""
+def to_wire_scores(score: Floats, policy: Policy, *, offline: bool) -> list[int]:
+    """Stretch scores over the whole 0..10 range; the best becomes 10.
+
+    Where all lie within a quarter of what the weights tell a full node from an empty one by, they
+    are stretched no further: noise would else outweigh kube-scheduler's scores, its spread of
+    replicas among them, as its configuration multiplies these by up to 40.
+    """
     if len(score) == 0:
         return []
-    low, high = float(score.min()), float(score.max())
-    if high - low < 1e-12:
-        return [MAX_SCORE] * len(score)
-    scaled: list[int] = np.rint((score - low) / (high - low) * MAX_SCORE).astype(np.int64).tolist()
-    return scaled
+    if offline:
+        weights = policy.slack_weight + policy.certainty_weight
+    else:
+        weights = policy.balance_weight + policy.peak_hour_weight
+    high = float(score.max())
+    span = max(high - float(score.min()), _LEAST_SPAN * weights, 1e-12)
+    below: list[int] = np.rint((high - score) / span * MAX_SCORE).astype(np.int64).tolist()
+    return [MAX_SCORE - each for each in below]
 
 
 def explain(reason: Reason, ask: Ask, policy: Policy) -> str:

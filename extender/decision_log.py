@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import IO
 
 import msgspec
+
+from extender.log_file import LogFile
 
 MAX_BYTES = 64 * 1024 * 1024
 """Size at which a log file is rotated; one predecessor is kept."""
@@ -112,34 +113,38 @@ class DecisionLog:
     """
 
     def __init__(
-        self, path: Path | None = None, keep: int = 10_000, keep_bytes: int = MAX_KEPT
+        self,
+        path: Path | None = None,
+        keep: int = 10_000,
+        keep_bytes: int = MAX_KEPT,
+        lost: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """``keep``, ``keep_bytes``: records in memory, and what they take, at most."""
+        """Open the file, if there is one.
+
+        Args:
+            path: of the file.
+            keep, keep_bytes: records in memory, and what they take, at most.
+            lost: is told how many records are missing in the file.
+
+        Raises:
+            OSError: the file cannot be opened.
+        """
         self._recent: deque[bytes] = deque()
         self._pods: deque[str] = deque()  # of the records
         self._keep, self._keep_bytes = keep, keep_bytes
         self._bytes = 0
-        self._path = path
-        self._file: IO[bytes] | None = None
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("ab")
+        self._file = None if path is None else LogFile(path, MAX_BYTES, lost)
 
     def append(self, record: Record) -> None:
-        """Add a record; the file is buffered by the operating system and rotated by size."""
+        """Add a record; never raises, whatever becomes of the file."""
         line = _encoder.encode(record)
         self._recent.append(line)
         self._pods.append(record.pod)
         self._bytes += _size(line, record.pod)
         while len(self._recent) > self._keep or self._bytes > self._keep_bytes:
             self._bytes -= _size(self._recent.popleft(), self._pods.popleft())
-        if self._file is None or self._path is None:
-            return
-        self._file.write(line + b"\n")
-        if self._file.tell() > MAX_BYTES:
-            self._file.close()
-            self._path.replace(self._path.with_suffix(self._path.suffix + ".1"))
-            self._file = self._path.open("ab")
+        if self._file is not None:
+            self._file.write(line)
 
     def recent(self, pod: str = "", limit: int = 100) -> list[bytes]:
         """The newest records first, each as JSON, of one ``namespace/name`` or of all pods."""
@@ -155,7 +160,6 @@ class DecisionLog:
         """Flush and close the file."""
         if self._file is not None:
             self._file.close()
-            self._file = None
 
 
 def _size(line: bytes, pod: str) -> int:

@@ -122,8 +122,8 @@ class Events:
     def _forget(self, now: float) -> None:
         """Drop what was written so long ago that the pod may be told again."""
         for key, at in list(self._written.items()):
-            if now - at < self._settings.pod_seconds:
-                break  # they stand in the order of their times
+            if 0 <= now - at < self._settings.pod_seconds:
+                break  # they stand in the order of their times, but where the clock was set back
             del self._written[key]
 
 

@@ -16,7 +16,13 @@ class HorizonView(msgspec.Struct, frozen=True):
 
     hours: int
     reclaimable_millicpu: int
+    withheld_millicpu: int
     available_millicpu: int
+
+    @property
+    def promisable(self) -> int:
+        """Millicores for all promises together: what resource locks leave."""
+        return self.reclaimable_millicpu - self.withheld_millicpu
 
 
 class NodeView(msgspec.Struct, frozen=True):
@@ -141,6 +147,7 @@ def _would_help(decision: Decision, nodes: Sequence[NodeView]) -> Iterator[str]:
         yield f"ask for at most {most}m: {best.node} has the most for {hours} h"
     yield from _shorter(ask, hours, usable)
     yield from _fewer_promises(ask, hours, usable)
+    yield from _after_locks(ask, hours, usable)
 
 
 def _shorter(ask: int, hours: int, nodes: Sequence[NodeView]) -> Iterator[str]:
@@ -158,11 +165,22 @@ def _shorter(ask: int, hours: int, nodes: Sequence[NodeView]) -> Iterator[str]:
 
 def _fewer_promises(ask: int, hours: int, nodes: Sequence[NodeView]) -> Iterator[str]:
     """The node on which the least would have to end."""
-    able = [n for n in nodes if n.at(hours).reclaimable_millicpu >= ask]
+    able = [n for n in nodes if n.at(hours).promisable >= ask]
     if able:
         missing = {n.node: ask - n.at(hours).available_millicpu for n in able}
         least = min(missing, key=missing.__getitem__)
         yield (
             f"on {len(able)} of {len(nodes)} nodes it would fit beside fewer offline pods: "
             f"on {least}, {missing[least]}m of what is promised would have to end"
+        )
+
+
+def _after_locks(ask: int, hours: int, nodes: Sequence[NodeView]) -> Iterator[str]:
+    """Where it would fit but for resource locks."""
+    left = [n.at(hours).reclaimable_millicpu - n.promised_millicpu for n in nodes]
+    able = sum(each >= ask for each in left)
+    if able:
+        yield (
+            f"resource locks withhold what it asks for on {able} of {len(nodes)} nodes: "
+            "`archimedes nodes NAME` says which and until when"
         )

@@ -52,10 +52,19 @@ class _Promise(msgspec.Struct, frozen=True):
     made: float
 
 
+class _Lock(msgspec.Struct, frozen=True):
+    name: str
+    reason: str
+    start: float
+    end: float
+    millicpu: int
+
+
 class _Node(msgspec.Struct, frozen=True):
     model_version: str
     arithmetic: tuple[_Horizon, ...]
     promises: tuple[_Promise, ...]
+    locks: tuple[_Lock, ...]
 
 
 def why(
@@ -194,6 +203,8 @@ def _print_node(name: str, node: _Node) -> None:
         for p in node.promises
     ]
     _print_table(["promise", "millicores", "for", "stage", "made"], promises)
+    locks = [[k.name, f"{k.millicpu}m", _utc(k.start), _utc(k.end), k.reason] for k in node.locks]
+    _print_table(["resource lock", "withholds", "from", "until", "reason"], locks)
 
 
 def _texts(counts: dict[str, int]) -> list[list[str]]:

@@ -145,13 +145,20 @@ def health(state: State, status: ModelStatus, now: float) -> Health:
         *(f"[ ] {name}: {count}" for name, count in state.counts.items()),
         f"[ ] API server last heard: {f'{silence:.0f} s ago' if silence < math.inf else 'never'}",
         f"[ ] model: {state.model_version} ({status.source})",
-        *([f"[ ] model is not the champion: {status.reason}"] if status.reason else []),
+        *([f"[ ] {_doubt(status)}: {status.reason}"] if status.reason else []),
         *(f"[ ] nodes blocked, {reason}: {count}" for reason, count in blocked.items() if count),
         f"[ ] resource locks that are not over: {sum(now < lock.end for lock in state.locks)}",
         *(f"[ ] resource lock {name} ignored: {why}" for name, why in state.lock_problems.items()),
         "ready" if ready else "not ready",
     ]
     return Health(ready, "\n".join(lines) + "\n")
+
+
+def _doubt(status: ModelStatus) -> str:
+    """What the reason is about."""
+    if status.source == "champion":
+        return "whether there is a newer champion is not known, or it cannot serve"
+    return "model is not the champion"
 
 
 def observe(state: State, telemetry: Telemetry, now: float) -> None:

@@ -234,9 +234,11 @@ class Loops:
                 due = time_of() + min(failures * every, _INSTALL_AGAIN_SECONDS)
             await asyncio.sleep(every)
             newer = await self._models.poll()
+            source = self._models.status.source
             if newer is not None:
-                model, source, waits = newer, self._models.status.source, True
-                failures, due = 0, 0.0
+                model, waits, failures, due = newer, True, 0, 0.0
+            elif not waits:
+                self._refresher.attribute(source)
 
     async def _install(self, model: Model | None, source: str) -> bool:
         """Put a model into service; False where it could not make a forecast."""

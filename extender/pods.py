@@ -43,10 +43,14 @@ class PodTable:
         """The pods that are bound to any node."""
         return (pod for pod in self._pods.values() if pod.node)
 
+    def is_gone(self, uid: str) -> bool:
+        """Whether a pod is known to be gone for good."""
+        return uid in self._gone
+
     def outdated(self, pod: PodFacts) -> bool:
         """Whether a pod is known to be gone for good, or is known in a newer version."""
         known = self._pods.get(pod.uid)
-        return pod.uid in self._gone or (known is not None and pod.version < known.version)
+        return self.is_gone(pod.uid) or (known is not None and pod.version < known.version)
 
     def put(self, pod: PodFacts) -> None:
         """Add or change a pod, which was not bound to another node before."""

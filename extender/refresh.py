@@ -73,6 +73,12 @@ class Refresher:
             await asyncio.to_thread(replaced.clear)  # LightGBM takes milliseconds to free a model
             await self._serve(capture, outlook)
 
+    def attribute(self, source: str) -> None:
+        """What serves comes from elsewhere, too: a copy on disk may prove to be the champion."""
+        self._source = source
+        if self._model is not None and self._model.version == self._reported[0]:
+            self._tell(self._model.version)
+
     async def refresh(self) -> None:
         """Read new usage and forecast again. Where usage cannot be read, what is known stays.
 
@@ -136,10 +142,7 @@ class Refresher:
         self._state.serve(
             capture, outlook.forecast, outlook.newest, version, policy, outlook.rhythm
         )
-        if self._reported != (version, self._source):
-            self._reported = version, self._source
-            self._telemetry.serving(model, self._source)
-            log.info("model serves", version=version)
+        self._tell(version)
         if self._recorder is not None:
             about = (self._clock(), version, self._share)
             pods = await asyncio.to_thread(self._pods.counting)
@@ -148,6 +151,13 @@ class Refresher:
         self._outlook = outlook
         await asyncio.to_thread(_free, replaced)
 
+    def _tell(self, version: str) -> None:
+        """Say which version serves, where that has changed."""
+        if self._reported != (version, self._source):
+            self._reported = version, self._source
+            self._telemetry.serving(self._model, self._source)
+            log.info("model serves", version=version, source=self._source)
+
     def _compare(self, nodes: Sequence[str], outlook: Outlook) -> None:
         """Count in how many nodes the newest window was above the forecast then in force."""
         rows, forecast, time = self._in_force
@@ -155,7 +165,7 @@ class Refresher:
             pairs = [(rows[node], at) for at, node in enumerate(nodes) if node in rows]
             before, now = np.array(pairs, np.int64).reshape(-1, 2).T
             truth, promised = outlook.rhythm.usage[now], forecast[before]
-            known = np.isfinite(truth) & np.isfinite(promised)
+            known = np.isfinite(promised) & (outlook.newest[now] >= outlook.usage_end)
             self._telemetry.node_windows.inc(int(known.sum()))
             self._telemetry.violations.inc(int((truth[known] > promised[known]).sum()))
         self._in_force = (

@@ -20,6 +20,7 @@ import msgspec
 
 from models.errors import RegistryError
 from models.store import DIGEST_TAG, MODEL_NAME, find
+from models.tracking import database_file
 
 _ALIAS_PATH = "/api/2.0/mlflow/registered-models/alias"
 
@@ -91,11 +92,9 @@ class RegistryClient:
             UnreachableError: the registry does not answer.
             RegistryError: it names no version.
         """
-        if self._uri.startswith(("http://", "https://")):
+        path = database_file(self._uri)
+        if path is None:
             return await self._ask(alias)
-        if not self._uri.startswith("sqlite:///"):
-            return Sight()
-        path = Path(self._uri.removeprefix("sqlite:///").partition("?")[0])
         try:
             return Sight(stamp=await asyncio.to_thread(_stamp, path))
         except OSError as e:

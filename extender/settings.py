@@ -8,7 +8,6 @@ import ipaddress
 import re
 import textwrap
 from collections.abc import Iterator
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,6 +18,8 @@ from msgspec import Meta
 from models.errors import SettingsError
 from models.kube.request import RECLAIMED
 from models.policy import Policy
+from models.struct_words import allowed, in_words
+from models.tracking import tracking_problem
 from models.usage_source import PrometheusSettings, problems
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
@@ -61,11 +62,15 @@ class TlsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     reload_seconds: Annotated[float, Meta(ge=1, le=3600)] = 10.0
     """Seconds between looks at the files: how late a rotation may arrive. A look reads them."""
 
-    probe_host: str = "127.0.0.1"
-    """Address of a second, plain listener with /livez, /readyz, /healthz and /metrics, for those
-    who have no certificate, such as a kubelet. It has no verbs, and no page that names a pod."""
 
-    probe_port: Annotated[int, Meta(ge=0, le=65_535)] = 8081
+class ProbeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A second listener, for those who may look and not call."""
+
+    host: str = ""
+    """Address of a plain listener with /livez, /readyz, /healthz and /metrics alone, for kubelets
+    and Prometheus; such as 0.0.0.0. No verb is there, and no page that names a pod. Empty: none."""
+
+    port: Annotated[int, Meta(ge=0, le=65_535)] = 8081
     """Port of that listener; 0 takes a free one, which the log names."""
 
 
@@ -91,11 +96,11 @@ class LockSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     name: str = "archimedes-locks"
     """Name of the ConfigMap that holds the locks; one that does not exist holds none. Empty: it is
-    not read, which needs no right to."""
+    not read, which needs no right to. Another name must also stand in deploy/rbac.yaml's Role."""
 
     namespace: str = "kube-system"
-    """Namespace of that ConfigMap. Whoever may write there can stop reclaiming, so this is one for
-    administrators."""
+    """Namespace of that ConfigMap, and of the Role and its binding in deploy/rbac.yaml. Whoever may
+    write there can stop reclaiming, so this is one for administrators."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -108,8 +113,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Port to listen on; 0 takes a free one, which the log names."""
 
     insecure_listen: bool = False
-    """Allow plain HTTP on an address that others can reach. Whoever reaches the port can bind
-    pods, so do this only behind a network policy or a TLS proxy; tls needs no such permission."""
+    """Allow the verbs in plain HTTP on an address that others can reach. Whoever reaches the port
+    can bind pods, so do this only behind a network policy or a TLS proxy. Not needed with tls."""
 
     kubeconfig: str = ""
     """Path of a kubeconfig file. Empty: the service account inside a pod, else $KUBECONFIG or
@@ -117,7 +122,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     resource: str = RECLAIMED
     """Name of the reclaimed resource, one unit = one millicore. Offline pods ask for it; the same
-    name stands in kube-scheduler's managedResources."""
+    name stands in kube-scheduler's managedResources and in deploy/admission-policy.yaml."""
 
     candidates: Annotated[int, Meta(ge=0, le=10_000)] = 32
     """How many nodes filter returns at most, the best ones; 0 for all that fit. 32 saves
@@ -154,7 +159,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     advertise: bool = True
     """Whether nodes' status advertises the resource, so that kube-scheduler and kubelet enforce
-    the ceiling too. Needs the right to patch nodes/status."""
+    the ceiling too. Needs the right to patch nodes/status. Where it is false, set
+    ignoredByScheduler: true in kube-scheduler's managedResources: else no node fits an offline
+    pod."""
 
     advertise_share: Annotated[float, Meta(gt=0, le=1)] = 1.0
     """Share of a node's allocatable CPU that is advertised, and promised at most. Fixed: lowering
@@ -168,8 +175,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Seconds that calls under way may take after SIGTERM; more than bind_seconds."""
 
     decision_log: str = ""
-    """File for one JSON line per decision, rotated at 64 MiB with one predecessor. Empty: the last
-    10,000 decisions are kept in memory only, and fewer where these would take more than 64 MiB."""
+    """File for one JSON line per record (a decision, bind, preempt answer or end), rotated at
+    64 MiB with one predecessor. Empty: the last 10,000 are kept in memory only, 64 MiB at most."""
 
     recording_megabytes: Annotated[int, Meta(ge=0, le=1_000_000)] = 512
     """Megabytes of the recording beside the decision log (FILE.recording): what each decision was
@@ -196,6 +203,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     tls: TlsSettings = TlsSettings()
     """Who may call, and how they prove it."""
+
+    probes: ProbeSettings = ProbeSettings()
+    """Who may look at health and metrics beside them."""
 
     events: EventSettings = EventSettings()
     """What offline pods are told, and how often."""
@@ -230,7 +240,7 @@ def parse_settings(content: object) -> Settings:
     try:
         settings = msgspec.convert(content, Settings)
     except msgspec.ValidationError as e:
-        raise SettingsError(_sentence(str(e))) from e
+        raise SettingsError(in_words(str(e), Settings, "setting")) from e
     for problem in _problems(settings):
         raise SettingsError(problem)
     return settings
@@ -253,25 +263,6 @@ def documented(kind: type[msgspec.Struct]) -> dict[str, str]:
             ):
                 found[name] = " ".join(doc.split())
     return found
-
-
-def _sentence(problem: str) -> str:
-    """Msgspec's text in the words of a settings file: ``$.prometheus.url`` is prometheus.url."""
-    text, _, path = problem.partition(" - at `$")
-    where = path.strip("`").removeprefix(".").removesuffix("[...]")
-    if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", text):
-        name = ".".join(filter(None, (where, unknown[1])))
-        like = get_close_matches(name, _names(Settings(), ""), 1)
-        return f"there is no setting {name}" + "".join(f"; did you mean {each}?" for each in like)
-    text = text.replace("`", "").replace("object", "a mapping", 1)
-    return f"{where or 'the file'}: {text[:1].lower()}{text[1:]}"
-
-
-def _names(settings: msgspec.Struct, prefix: str) -> Iterator[str]:
-    for name in documented(type(settings)):
-        yield prefix + name
-        if isinstance(value := getattr(settings, name), msgspec.Struct):
-            yield from _names(value, f"{prefix}{name}.")
 
 
 class _OnceLoader(yaml.SafeLoader):
@@ -303,25 +294,23 @@ def _problems(settings: Settings) -> Iterator[str]:
         yield f"recording_megabytes: must be 0, or at least {_LEAST_RECORDING}: four segments"
     if settings.drain_seconds < settings.bind_seconds:
         yield "drain_seconds: must not be less than bind_seconds, or a bind could be cut off"
-    yield from _tls_problems(settings.tls, settings.insecure_listen)
+    yield from _tls_problems(settings.tls)
     if not _NAME.fullmatch(settings.locks.name or "none"):
         yield f"locks.name: {settings.locks.name!r} is no name of a ConfigMap"
     if not _NAME.fullmatch(settings.locks.namespace):
         yield f"locks.namespace: {settings.locks.namespace!r} is no name of a namespace"
+    uri = settings.model.tracking_uri
+    if uri and (problem := tracking_problem(uri)):
+        yield f"model.tracking_uri: {problem}"
     yield from problems(settings.prometheus)
 
 
-def _tls_problems(tls: TlsSettings, insecure: bool) -> Iterator[str]:
+def _tls_problems(tls: TlsSettings) -> Iterator[str]:
     files = {name: getattr(tls, name) for name in ("cert_file", "key_file", "client_ca_file")}
     if any(files.values()):
         for name, file in files.items():
             if not file:
                 yield f"tls.{name}: is missing; TLS needs {', '.join(files)}"
-        if not insecure and not _is_loopback(tls.probe_host):
-            yield (
-                f"tls.probe_host: {tls.probe_host} can be reached by others, who then read the "
-                "metrics; listen on 127.0.0.1, or set insecure_listen: true"
-            )
 
 
 def _is_loopback(host: str) -> bool:
@@ -335,7 +324,9 @@ def _is_loopback(host: str) -> bool:
 
 def _yaml(value: msgspec.Struct, indent: str) -> Iterator[str]:
     for name, text in documented(type(value)).items():
-        for line in textwrap.wrap(text, 96 - len(indent)):
+        values = allowed(type(value), name)
+        told = f"{text} Allowed: {values}." if values else text
+        for line in textwrap.wrap(told, 96 - len(indent)):
             yield f"{indent}# {line}"
         default = getattr(value, name)
         if isinstance(default, msgspec.Struct):

@@ -328,6 +328,11 @@ class State:
                 replicas = np.append(replicas, np.array(coming, np.int64))
         return Alone(np.array(passed_over, np.int64), replicas)
 
+    def settled(self, uid: str) -> bool:
+        """Whether a pod is bound or gone: a call about it comes too late to hold anything."""
+        pod = self._pods.get(uid)
+        return self._pods.is_gone(uid) or (pod is not None and bool(pod.node))
+
     def let_go(self, uid: str) -> None:
         """A pod will not come: what was held for it is free, and nobody expects it anywhere."""
         self.ledger.release_hold(uid)
@@ -416,6 +421,9 @@ class State:
             if old is None or not old.node:
                 self._locks.moved(new, 1)
                 self._homes.settle(new.workload, new.uid, new.node)
+            elif old.workload != new.workload:  # it was adopted, or its owner has let go of it
+                self._locks.moved(old, -1)
+                self._locks.moved(new, 1)
             row = self._nodes.row(new.node)
             if row is not None:
                 before = old if old is not None and old.node else None

@@ -63,7 +63,7 @@ class Telemetry:
         # Promises
         self.reclaimable = self._gauge(
             "archimedes_reclaimable_millicpu",
-            "Millicores that could be promised for a day in the whole cluster, promises included.",
+            "Millicores promised or promisable for a day, but for locks and blocked nodes.",
         )
         self.promised = self._gauge(
             "archimedes_promised_millicpu", "Millicores promised to bound offline pods."
@@ -95,6 +95,10 @@ class Telemetry:
         self.learned_file_errors = self._counter(
             "archimedes_learned_file_errors",
             "Failures to read or write the file of what was learned; it is learned anew meanwhile.",
+        )
+        self.unlogged = self._counter(
+            "archimedes_unlogged_records",
+            "Records missing in the decision log's file, where it could not be written.",
         )
         self.unrecorded = self._counter(
             "archimedes_recording_dropped",

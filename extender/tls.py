@@ -22,7 +22,7 @@ from extender.settings import TlsSettings
 from extender.telemetry import Telemetry
 from models.errors import SettingsError
 
-_HANDSHAKE_SECONDS = 10.0
+_HANDSHAKE_SECONDS = 3.0
 """A handshake takes milliseconds; kube-scheduler gives up after 3 s at the latest."""
 
 log = structlog.get_logger()

@@ -34,6 +34,12 @@ class UnderWay:
         """A pod was left one node: its row, and until when it is expected there."""
         self._sent[pod.uid] = Sent(row, until, pod.offline, pod.replica_of)
 
+    def narrow(self, uid: str, rows: tuple[int, ...]) -> None:
+        """A pod was decided again: it is expected no longer, unless it was left the same node."""
+        sent = self._sent.get(uid)
+        if sent is not None and (sent.row,) != rows:
+            del self._sent[uid]
+
     def end(self, uid: str) -> None:
         """A pod has arrived somewhere, or is gone."""
         self._sent.pop(uid, None)

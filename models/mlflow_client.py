@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ import msgspec
 
 from models.errors import RegistryError
 from models.store import MODEL_NAME
+from models.tracking import without_password
 from models.versions import DataSource
 
 if TYPE_CHECKING:
@@ -155,24 +155,9 @@ def pages(ask: Callable[[str | None], PagedList[T]]) -> list[T]:
     return items
 
 
-def database_file(uri: str) -> Path | None:
-    """The file of an SQLite URI; None for every other URI."""
-    if not uri.startswith("sqlite:"):
-        return None
-    name = uri.removeprefix("sqlite:///").partition("?")[0]
-    if name in ("", ":memory:") or name.startswith("sqlite:"):
-        raise RegistryError(f"{uri} names no file; write sqlite:///FILE")
-    return Path(name)
-
-
 def as_json(value: object) -> str:
     """What a tag or an artifact holds of a value."""
     return msgspec.json.encode(value).decode()
-
-
-def without_password(text: str) -> str:
-    """Cut user and password out of the addresses in a text."""
-    return re.sub(r"//[^/@\s]*@", "//", text)
 
 
 def _first_line(error: Exception) -> str:

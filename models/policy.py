@@ -22,7 +22,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     target: Annotated[float, Meta(ge=0.005, le=0.1)] = 0.01
     """Accepted probability that a node's real peak exceeds its forecast within the horizon.
-    1 % keeps online pods' CPU in 99 of 100 windows; higher reclaims more and evicts more."""
+    At 1 %, one forecast in a hundred is exceeded at some time; higher reclaims more."""
 
     ceiling: Annotated[float, Meta(gt=0, le=1)] = 0.95
     """Share of allocatable CPU that online peaks and promises may fill together.

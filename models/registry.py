@@ -18,7 +18,6 @@ from models.mlflow_client import (
     aliases_of,
     all_versions,
     as_json,
-    database_file,
     ensure_model,
     log_dataset,
     log_figures,
@@ -27,11 +26,11 @@ from models.mlflow_client import (
     pages,
     quieten,
     translated,
-    without_password,
 )
 from models.mlflow_shelf import MlflowShelf
 from models.promotion import Event, promote, rollback
 from models.store import ALIASES, DIGEST_TAG, MODEL_NAME, install, manifest_digest
+from models.tracking import database_file, tracking_problem, without_password
 from models.versions import DataSource, Version
 
 if TYPE_CHECKING:
@@ -324,6 +323,8 @@ class Registry:
         Args:
             create: whether a database file that does not exist is made.
         """
+        if problem := tracking_problem(self.tracking_uri):
+            raise RegistryError(f"{problem}; name one with --tracking-uri or MLFLOW_TRACKING_URI")
         database = database_file(self.tracking_uri)
         if database is not None:
             self._require(database, create=create)

@@ -54,6 +54,14 @@ class UsageStore:
         """Seconds since the epoch at which the newest window with any sample ended, or -inf."""
         return (self._fresh + 1) * WINDOW if self._fresh >= 0 else -np.inf
 
+    def clear(self) -> None:
+        """Forget all usage; the pods stay known."""
+        for block in self._blocks:
+            block[:] = np.nan
+        self._last[:] = -1
+        self._seen[:] = 0
+        self._stop, self._fresh = 0, -1
+
     def write(self, block: UsageBlock, pods: Collection[str]) -> None:
         """Take over the usage of those pods that are wanted; what is no usage becomes a gap.
 
@@ -197,6 +205,8 @@ class UsageReader:
     def _plan(self, stop: int, pods: int) -> None:
         """Add what lies between the store's newest window and ``stop`` to what is missing."""
         oldest = stop - self._windows
+        if stop < self._store.time // WINDOW - _READ_AGAIN:
+            self._store.clear()  # the clock was ahead: of what it made newest there is nothing
         known = self._store.time // WINDOW
         if known == 0:
             self._missing.clear()

@@ -225,7 +225,9 @@ class _Replay:
                     self._note_no_room(pod)
                 return Reason(int(np.bincount(verdicts.reason).argmax())).name.lower()
             rows = rows.take(passed)
-            ranks = np.array(to_wire_scores(verdicts.score.take(passed)), np.int64)
+            best = verdicts.score.take(passed)
+            wire = to_wire_scores(best, self._policy, offline=self._offline[pod])
+            ranks = np.array(wire, np.int64)
         if len(rows) == 1:
             return int(rows[0])
         score = nodes.score(rows, request)

@@ -69,7 +69,6 @@ class Files:
             key_file=str(self.folder / "tls.key"),
             client_ca_file=str(self.folder / "ca.crt"),
             client_names=list(names),
-            probe_port=0,
             reload_seconds=reload_seconds,
         )
 

@@ -14,7 +14,7 @@ from extender.forecasting import ThreadForecasting
 from extender.homes import REBUILD_LABEL
 from extender.memory import FixedModel, MemoryCluster
 from extender.outlook import unknown
-from extender.settings import EventSettings, Settings, TlsSettings
+from extender.settings import EventSettings, ProbeSettings, Settings, TlsSettings
 from models.kube.types import Node, Pod
 from models.policy import HORIZONS, Policy
 from models.rolling import Forecast
@@ -46,6 +46,7 @@ class Choices(TypedDict, total=False):
     refresh_seconds: float
     prometheus: PrometheusSettings
     tls: TlsSettings
+    probes: ProbeSettings
     events: EventSettings
 
 

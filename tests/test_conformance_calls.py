@@ -181,10 +181,11 @@ async def test_case_27_a_body_that_does_not_arrive_is_a_408() -> None:
 
 
 @pytest.mark.parametrize("how", ["closes", "resets"])
-async def test_case_28_a_client_that_leaves_leaves_no_reservation(how: str) -> None:
-    async with serving() as caller:
+@pytest.mark.parametrize("asks", [{"ask": 1000}, {"cpu": "1"}])
+async def test_case_28_a_client_that_leaves_leaves_no_reservation(how: str, asks: Json) -> None:
+    async with serving(("n1", "n2"), candidates=1) as caller:
         address = urlsplit(caller.url)
-        body = orjson.dumps(args(pod_json("p", 1000), ["n1"]))
+        body = orjson.dumps(args(pod_json("p", **asks), ["n1", "n2"]))
         raw = socket.create_connection((address.hostname, address.port))
         if how == "resets":
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -193,6 +194,7 @@ async def test_case_28_a_client_that_leaves_leaves_no_reservation(how: str) -> N
         raw.close()  # before the server, in this same event loop, has read a byte
         await caller.filter(pod_json("q", cpu="1"))  # by its answer, the first was handled
         assert caller.promised() == 0
+        assert caller.world.state.under_way.others("uid-q") == []
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,7 @@ def test_a_broken_forecast_scores_zero_and_spoils_no_other(broken: float, ask: A
     assert found[0] == 0.0
     assert np.isfinite(found).all()
     assert found[1] > 0
-    assert to_wire_scores(found) == [0, 10]
+    assert to_wire_scores(found, POLICY, offline=True) == [0, 10]
 
 
 def test_a_node_without_cpu_scores_finitely() -> None:
@@ -165,12 +165,23 @@ def test_a_node_without_cpu_scores_finitely() -> None:
 
 
 def test_wire_scores_use_the_whole_range_as_integers() -> None:
-    assert to_wire_scores(np.array([0.1, 0.2, 0.3])) == [0, 5, 10]
-    assert to_wire_scores(np.array([-3.0, -1.0])) == [0, 10]
-    assert to_wire_scores(np.array([0.7])) == [10]
-    assert to_wire_scores(np.array([0.7, 0.7])) == [10, 10]
-    assert to_wire_scores(np.zeros(0)) == []
-    assert all(type(score) is int for score in to_wire_scores(np.array([0.1, 0.2])))
+    def wire(*score: float, offline: bool = False, policy: Policy = POLICY) -> list[int]:
+        return to_wire_scores(np.array(score), policy, offline=offline)
+
+    assert wire(0.1, 0.4, 0.7) == [0, 5, 10]
+    assert wire(-3.0, -1.0) == [0, 10]
+    assert wire(0.7) == [10]
+    assert wire(0.7, 0.7) == [10, 10]
+    assert wire() == []
+    assert all(type(score) is int for score in wire(0.1, 0.2))
+    # Of online weights of 2 in total a quarter is 0.5, of offline ones of 1.5 it is 0.375.
+    assert wire(0.5, 0.6, 0.99, 1.0) == [0, 2, 10, 10]
+    assert wire(1.0, 0.99) == [10, 10]  # a hundredth is noise
+    assert wire(1.0, 0.925, offline=True) == [10, 8]
+    light = Policy(balance_weight=0.0, peak_hour_weight=0.1)
+    assert wire(1.0, 0.9, policy=light) == [10, 0]
+    none = Policy(balance_weight=0.0, peak_hour_weight=0.0)
+    assert wire(1.0, 1.0, policy=none) == [10, 10]
 
 
 def test_texts_name_the_cause_and_the_ask_and_never_a_node() -> None:

@@ -167,6 +167,57 @@ def test_a_large_file_is_rotated_and_one_predecessor_kept(
     assert [record.pod[-1] for record in read_log(path)] == ["6"]
 
 
+def test_a_restart_goes_on_after_the_last_whole_line(tmp_path: Path) -> None:
+    path = tmp_path / "decisions.jsonl"
+    log = DecisionLog(path)
+    log.append(decision("a"))
+    log.close()
+    with path.open("ab") as file:
+        file.write(b'{"kind":"filter","pod":"hal')  # it was killed
+    log = DecisionLog(path)
+    log.append(decision("b"))
+    log.close()
+    assert [record.pod for record in read_log(path)] == ["a", "b"]
+
+
+def test_a_file_that_cannot_be_written_stops_nothing_and_is_tried_again(tmp_path: Path) -> None:
+    folder = tmp_path / "log"
+    lost: list[int] = []
+    path = folder / "decisions.jsonl"
+    log = DecisionLog(path, lost=lost.append)
+    full = Path("/dev/full").open("ab")  # noqa: SIM115 - the log closes it
+    assert log._file is not None
+    real, log._file._file = log._file._file, full
+    for number in range(1000):
+        log.append(decision(f"p{number}"))
+    log.flush()
+    assert sum(lost) == 1000
+    assert len(log.recent(limit=2000)) == 1000
+    assert real is not None
+    real.close()
+    log.flush()  # opens the real one
+    log.append(decision("after"))
+    log.close()
+    assert [record.pod for record in read_log(path)] == ["after"]
+    assert sum(lost) == 1000
+
+
+def test_a_file_that_cannot_be_rotated_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decision_log, "MAX_BYTES", 2000)
+    lost: list[int] = []
+    (tmp_path / "decisions.jsonl.1" / "in the way").mkdir(parents=True)
+    log = DecisionLog(tmp_path / "decisions.jsonl", lost=lost.append)
+    for number in range(40):
+        log.append(decision(f"p{number}"))
+        log.flush()
+    log.close()
+    read = [record.pod for record in read_log(tmp_path / "decisions.jsonl")]
+    assert len(read) + sum(lost) == 40
+    assert "p0" in read
+
+
 def test_flush_shows_what_is_buffered(tmp_path: Path) -> None:
     path = tmp_path / "decisions.jsonl"
     log = DecisionLog(path)

@@ -176,6 +176,17 @@ async def test_a_long_text_is_cut_before_the_count() -> None:
     assert event.note.endswith("; 2 times since the last event")
 
 
+async def test_a_clock_that_goes_back_keeps_no_pod_from_being_told() -> None:
+    world = world_of(LARGE, settings=EventSettings(pod_seconds=300.0))
+    world.filter(LARGE)
+    assert len(await written(world)) == 1
+    world.now -= 86_400
+    world.cluster.hear()
+    world.forecast(6.0)
+    world.filter(LARGE)
+    assert len(await written(world)) == 1
+
+
 def test_a_clock_that_goes_back_allows_no_more() -> None:
     bucket = TokenBucket(2, 1000.0)
     assert [bucket.take(1000.0) for _ in range(3)] == [True, True, False]

@@ -26,10 +26,12 @@ from tests.test_choose_alone import owned
 # The pure part
 
 
-def node(name: str, reclaimable: list[int], promised: int = 0, blocked: str = "") -> NodeView:
+def node(
+    name: str, reclaimable: list[int], promised: int = 0, blocked: str = "", withheld: int = 0
+) -> NodeView:
     """A node by what is reclaimable for each horizon."""
     horizons = tuple(
-        HorizonView(hours, free, 0 if blocked else max(free - promised, 0))
+        HorizonView(hours, free, withheld, 0 if blocked else max(free - withheld - promised, 0))
         for hours, free in zip(HORIZONS, reclaimable, strict=True)
     )
     return NodeView(name, 8.0, 60.0, blocked, promised, horizons)
@@ -105,6 +107,17 @@ def test_a_smaller_ask_a_shorter_duration_or_fewer_promises_would_help() -> None
         "on 1 of 2 nodes it would fit beside fewer offline pods: on n2, "
         "1500m of what is promised would have to end"  # 2000 - 500
     )
+
+
+def test_what_locks_withhold_is_not_sought_from_other_pods() -> None:
+    locked = node("n1", [5000] * 5, promised=500, withheld=4000)
+    assert helps(locked, node("n2", [600] * 5, promised=100)) == [
+        "ask for at most 500m: n1 has the most for 6 h",
+        (
+            "resource locks withhold what it asks for on 1 of 2 nodes: "
+            "`archimedes nodes NAME` says which and until when"
+        ),
+    ]
 
 
 def test_what_blocks_nodes_is_said_first() -> None:

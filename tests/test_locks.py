@@ -186,6 +186,30 @@ def test_the_nodes_on_which_a_workloads_pods_run(world: World) -> None:
     assert free(world, "n2")[0] == 5900  # its request counts until the next refresh
 
 
+@pytest.mark.parametrize("after", [True, False])
+def test_a_lock_follows_a_pod_that_changes_its_owner(world: World, *, after: bool) -> None:
+    """Adopted by the locked workload, or let go by it; whether the lock came first or later."""
+    mine = pod_json("web-0", cpu="0", node="n1")
+    owned = pod_json("web-0", cpu="0", node="n1")
+    owned["metadata"]["ownerReferences"] = [
+        {"kind": "StatefulSet", "name": "web", "controller": True}
+    ]
+    locks = [lock(workload="default/StatefulSet/web")]
+    for first, second, withheld in ((mine, owned, 1000), (owned, mine, 0)):
+        world.state.lock([] if after else locks, {})
+        world.cluster.put_pod(as_pod(first))
+        world.cluster.put_pod(as_pod(second))
+        world.state.lock(locks, {})
+        assert free(world, "n1")[0] == 6000 - withheld
+        world.cluster.delete_pod("default", "web-0")
+        assert free(world, "n1")[0] == 6000
+        successor = {**owned, "metadata": {**owned["metadata"], "uid": f"uid-{withheld}"}}
+        world.cluster.put_pod(as_pod(successor))
+        assert free(world, "n1")[0] == 5000
+        world.cluster.delete_pod("default", "web-0")
+        mine["metadata"]["uid"] = owned["metadata"]["uid"] = f"uid-again-{withheld}"
+
+
 def test_a_share_is_of_the_nodes_own_size(world: World) -> None:
     world.state.lock([lock(share=0.1, cores=0)], {})
     world.cluster.put_node(as_node(node_json("n1", "16")))

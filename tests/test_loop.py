@@ -10,13 +10,14 @@ import threading
 import weakref
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from contextlib import suppress
-from typing import cast
+from typing import Literal, cast
 
 import msgspec
 import numpy as np
 import pytest
 
 from extender import lag, loops
+from extender.champion import ModelStatus
 from extender.forecasting import ForecastingError
 from extender.kube import KubeApi
 from extender.lag import (
@@ -27,6 +28,7 @@ from extender.lag import (
     background_threads,
     probe_lag,
 )
+from extender.memory import FixedModel
 from extender.ports import Feed
 from extender.reflector import Reflector
 from extender.telemetry import Telemetry
@@ -212,6 +214,36 @@ async def test_a_model_that_cannot_be_installed_is_tried_again_until_a_newer_one
     ]
     failures = ("archimedes_loop_errors_total", {"loop": "champion"})
     assert world.server.telemetry.registry.get_sample_value(*failures) == 4
+
+
+async def test_a_copy_on_disk_that_proves_to_be_the_champion_is_reported_as_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World()
+    world.sync()
+    world.models._model = shipped(CLASSICAL["max-7d"])
+    sources: list[Literal["disk", "champion"]] = ["disk", "disk", "champion"]
+    monkeypatch.setattr(FixedModel, "status", property(lambda _: ModelStatus(sources[0], "max-7d")))
+    really = asyncio.sleep
+
+    async def sleep(_: float) -> None:
+        if len(sources) > 1:
+            sources.pop(0)
+        await really(0.01)
+
+    monkeypatch.setattr("extender.loops.asyncio.sleep", sleep)
+    task = asyncio.create_task(world.server.loops._champion())
+    registry = world.server.telemetry.registry
+
+    def serves(source: str) -> float | None:
+        of = {"version": "max-7d", "forecaster": "max-7d", "source": source}
+        return registry.get_sample_value("archimedes_model_info", of)
+
+    async with asyncio.timeout(10):
+        while serves("champion") is None:
+            await really(0.01)
+    task.cancel()
+    assert serves("disk") is None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have no niceness of their own")

@@ -13,6 +13,7 @@ from extender.settings import (
     EventSettings,
     LockSettings,
     ModelSettings,
+    ProbeSettings,
     Settings,
     TlsSettings,
     describe,
@@ -23,6 +24,7 @@ from extender.settings import (
 from extender.telemetry import Telemetry
 from models.errors import SettingsError
 from models.policy import Policy
+from models.struct_words import allowed
 from models.usage_source import PrometheusSettings
 
 TLS = {"cert_file": "tls.crt", "key_file": "tls.key", "client_ca_file": "ca.crt"}
@@ -58,8 +60,9 @@ def test_a_file_is_read(tmp_path: Path) -> None:
         ({"hold_seconds": float("inf")}, "hold_seconds"),
         ({"advertise_share": 1.5}, "advertise_share: expected float <= 1"),
         ({"policy": {"target": 0.5}}, "policy.target"),
-        ({"policy": None}, "policy: expected a mapping"),
-        ({"log_level": "loud"}, "log_level"),
+        ({"policy": None}, "policy: is empty"),
+        ({"policy": []}, "policy: expected a mapping"),
+        ({"log_level": "loud"}, "log_level: 'loud' is none of debug, error, info, warning"),
         ({"max_body_bytes": 1024}, "max_body_bytes"),
         (["port"], "expected a mapping"),
         ({"host": "0.0.0.0"}, "insecure_listen"),  # noqa: S104
@@ -70,7 +73,15 @@ def test_a_file_is_read(tmp_path: Path) -> None:
         ({"tls": {"cert_file": "tls.crt"}}, "tls.key_file"),
         ({"tls": {"cert_file": "tls.crt", "key_file": "tls.key"}}, "tls.client_ca_file"),
         ({"tls": {"client_ca_file": "ca.crt"}}, "tls.cert_file"),
-        ({"tls": {**TLS, "probe_host": "0.0.0.0"}}, "tls.probe_host"),  # noqa: S104
+        ({"probes": {"port": 70_000}}, "probes.port: expected int <= 65535"),
+        (
+            {"model": {"tracking_uri": "mlflow:5000"}},
+            "tracking_uri: 'mlflow:5000' is neither",
+        ),
+        ({"model": {"tracking_uri": "sqlite://foo.db"}}, "model.tracking_uri"),
+        ({"model": {"tracking_uri": "sqlite:///"}}, "model.tracking_uri"),
+        ({"model": {"tracking_uri": "http://u:secret@"}}, "model.tracking_uri: 'http://' is"),
+        ({"prometheus": None}, "prometheus: is empty; leave it out"),
         ({"tls": {**TLS, "client_names": "scheduler"}}, "tls.client_names"),
         ({"events": {"per_minute": 0}}, "events.per_minute"),
         ({"locks": {"name": "a b"}}, "locks.name"),
@@ -98,8 +109,7 @@ def test_loopback_needs_no_permission(host: str) -> None:
 def test_others_may_reach_it_where_that_is_wanted() -> None:
     assert parse_settings({"host": "::", "insecure_listen": True}).host == "::"
     assert parse_settings({"host": "::", "tls": TLS}).host == "::"
-    probed = {"tls": {**TLS, "probe_host": "::"}, "insecure_listen": True}
-    assert parse_settings(probed).tls.probe_host == "::"
+    assert parse_settings({"probes": {"host": "::"}}).probes.host == "::"
 
 
 @pytest.mark.parametrize(
@@ -139,7 +149,16 @@ def test_printed_defaults_explain_each_setting() -> None:
 
 @pytest.mark.parametrize(
     "kind",
-    [Settings, LockSettings, PrometheusSettings, ModelSettings, TlsSettings, EventSettings, Policy],
+    [
+        Settings,
+        LockSettings,
+        PrometheusSettings,
+        ModelSettings,
+        TlsSettings,
+        ProbeSettings,
+        EventSettings,
+        Policy,
+    ],
 )
 def test_each_setting_explains_itself(kind: type[msgspec.Struct]) -> None:
     texts = documented(kind)
@@ -156,13 +175,15 @@ def test_each_setting_is_documented() -> None:
         ("prometheus.", PrometheusSettings),
         ("model.", ModelSettings),
         ("tls.", TlsSettings),
+        ("probes.", ProbeSettings),
         ("events.", EventSettings),
     ):
         for name, text in documented(kind).items():
             default = getattr(kind(), name)
             if not isinstance(default, msgspec.Struct):
                 shown = msgspec.json.encode(default).decode()
-                assert f"| `{prefix}{name}` | `{shown}` | {text} |" in page, prefix + name
+                row = f"| `{prefix}{name}` | `{shown}` | {allowed(kind, name)} | {text} |"
+                assert row in page, prefix + name
 
 
 def test_each_metric_is_documented() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from typing import Any
+from unittest.mock import AsyncMock
 
 import msgspec
 import numpy as np
@@ -16,9 +17,11 @@ from msgspec.structs import replace
 
 from extender.decide import Alone, Habit, decide
 from extender.decision_log import Candidate, Decision
+from extender.ports import ClusterError
 from extender.replicas import Replicas
 from extender.snapshot import Snapshot
 from extender.spread import NO_ZONE, default_spread
+from extender.wire import BindingArgs
 from models.policy import Policy
 from models.trace import Trace
 from shadow.constraints import zones
@@ -222,6 +225,52 @@ def test_a_pod_that_was_left_an_unknown_node_is_nobodys_sibling() -> None:
     assert len(of.filter(stranger, ["a", "b", "c"])["NodeNames"]) == 1
     assert siblings(of) == []
     assert place(of, "y", **ONLINE) in NAMES
+
+
+@pytest.mark.parametrize("asks", [ONLINE, OFFLINE])
+def test_a_call_that_comes_too_late_makes_no_sibling(asks: Json) -> None:
+    """kube-scheduler had given up waiting, and went on by itself."""
+    of = zoned_world()
+    arrive(of, "x", "n5", **asks)
+    place(of, "x", **asks)
+    assert siblings(of) == ["n5"]
+    of.cluster.delete_pod("default", "x")
+    place(of, "x", **asks)
+    assert siblings(of) == []
+    assert len(of.state.ledger) == 0
+
+
+def test_a_pod_that_is_decided_otherwise_is_expected_nowhere() -> None:
+    of = zoned_world()
+    first = place(of, "x", **ONLINE)
+    replica = owned(pod_json("x", **ONLINE), "ReplicaSet")
+    assert of.filter(replica, [first])["NodeNames"] == [first]  # as its nominated node
+    assert siblings(of) == [first]
+    (other,) = [name for name in ("n0", "n1") if name != first][:1]
+    assert of.filter(replica, [other])["NodeNames"] == [other]
+    assert siblings(of) == []
+
+
+def test_an_offline_pod_that_is_refused_at_last_is_expected_nowhere() -> None:
+    of = zoned_world()
+    node = place(of, "x", **OFFLINE)
+    assert siblings(of) == [node]
+    of.cluster.put_pod(as_pod(pod_json("large", cpu="8", node=node)))
+    replica = owned(pod_json("x", **OFFLINE), "ReplicaSet")
+    assert of.filter(replica, [node])["NodeNames"] == []
+    assert siblings(of) == []
+
+
+async def test_a_pod_whose_binding_is_refused_is_expected_nowhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    of = zoned_world()
+    refuse = AsyncMock(side_effect=ClusterError(403, "forbidden"))
+    monkeypatch.setattr(of.cluster, "bind", refuse)
+    of.cluster.put_pod(as_pod(owned(pod_json("x", **OFFLINE), "ReplicaSet")))
+    node = place(of, "x", **OFFLINE)
+    assert await of.server.binder.bind(BindingArgs("x", "default", "uid-x", node))
+    assert siblings(of) == []
 
 
 def test_nobody_is_expected_on_a_node_that_is_gone() -> None:

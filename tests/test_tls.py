@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, MutableMapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -16,10 +17,12 @@ import structlog
 import uvloop
 
 from extender.app import listening
+from extender.settings import ProbeSettings
 from models.errors import SettingsError
 from tests.authorities import Authority, Files, client_context
 from tests.extender_world import World, args, pod_json
 
+PROBES = ProbeSettings(host="127.0.0.1", port=0)
 SCHEDULER = "kube-scheduler"
 
 
@@ -59,7 +62,7 @@ async def place(folder: Path, *names: str) -> AsyncIterator[Place]:
     servers, clients = Authority(), Authority()
     files = Files(folder)
     files.write(servers, clients)
-    world = World(port=0, tls=files.settings(*names))
+    world = World(port=0, tls=files.settings(*names), probes=PROBES)
     world.sync()
     world.forecast()
     async with listening(world.server) as url:
@@ -121,15 +124,42 @@ async def test_only_the_listed_names_may_call(tmp_path: Path) -> None:
 
 async def test_probes_need_no_certificate_and_reach_nothing_else(tmp_path: Path) -> None:
     with structlog.testing.capture_logs() as logs:
-        async with place(tmp_path) as here, aiohttp.ClientSession() as session:
-            (plain,) = [line["url"] for line in logs if line["event"] == "listening for probes"]
-            for path in ("livez", "healthz", "readyz", "metrics"):
-                async with session.get(f"{plain}/{path}") as answer:
-                    assert answer.status == 200, path
-            for path in ("v1/nodes", "v1/nodes/n1", "v1/decisions"):
-                async with session.get(f"{plain}/{path}") as answer:
-                    assert answer.status == 404, path
-            assert await post(session, plain, here.certificate()) == 404
+        async with place(tmp_path):
+            await only_probes(listening_for_probes(logs))
+
+
+async def test_probes_have_a_listener_of_their_own_without_tls_too() -> None:
+    world = World(port=0, probes=PROBES)
+    world.sync()
+    with structlog.testing.capture_logs() as logs:
+        async with listening(world.server) as url, aiohttp.ClientSession() as session:
+            probes = listening_for_probes(logs)
+            assert probes != url
+            await only_probes(probes)
+            async with session.get(f"{url}/v1/nodes") as answer:
+                assert answer.status == 200
+    with structlog.testing.capture_logs() as logs:
+        async with listening(World(port=0).server):
+            assert [line for line in logs if line["event"] == "listening for probes"] == []
+
+
+def listening_for_probes(logs: list[MutableMapping[str, Any]]) -> str:
+    (url,) = [line["url"] for line in logs if line["event"] == "listening for probes"]
+    return str(url)
+
+
+async def only_probes(url: str) -> None:
+    """Health and metrics are there; no page that names pods or nodes, and no verb."""
+    async with aiohttp.ClientSession() as session:
+        for path in ("livez", "healthz", "readyz", "metrics"):
+            async with session.get(f"{url}/{path}") as answer:
+                assert answer.status == 200, path
+        for path in ("v1/nodes", "v1/nodes/n1", "v1/decisions"):
+            async with session.get(f"{url}/{path}") as answer:
+                assert answer.status == 404, path
+        for verb in ("filter", "prioritize", "bind", "preempt"):
+            async with session.post(f"{url}/v1/{verb}", json={}) as answer:
+                assert answer.status == 404, verb
 
 
 async def test_a_rotation_loses_no_call_and_forgets_the_old_authority(tmp_path: Path) -> None:

@@ -103,7 +103,8 @@ def test_the_settings_fit_the_pod(folder: Path) -> None:
     assert str(Path(settings.model.directory).parent) in mounts
     assert spec["terminationGracePeriodSeconds"] > settings.drain_seconds
     if settings.tls.cert_file:
-        assert ports == {settings.port, settings.tls.probe_port}
+        assert ports == {settings.port, settings.probes.port}
+        assert settings.probes.host == "0.0.0.0"  # noqa: S104 - the kubelet comes from outside
         assert str(Path(settings.tls.cert_file).parent) in mounts
     else:
         assert ports == {settings.port}

@@ -85,8 +85,8 @@ def place(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory)
 def _config(folder: Path, kubeconfig: Path, port: int, probe_port: int) -> Path:
     """The shipped settings with the test's addresses and files."""
     settings: Json = yaml.safe_load((DEPLOY / "tls" / "extender.yaml").read_text())
-    settings["host"] = settings["tls"]["probe_host"] = "127.0.0.1"
-    settings["port"], settings["tls"]["probe_port"] = port, probe_port
+    settings["host"] = settings["probes"]["host"] = "127.0.0.1"
+    settings["port"], settings["probes"]["port"] = port, probe_port
     for name, file in settings["tls"].items():
         if name.endswith("_file"):
             settings["tls"][name] = str(folder / Path(file).name)
