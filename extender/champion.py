@@ -28,7 +28,7 @@ class ModelStatus:
     """What serves.
 
     source: the champion, the previous version, the last copy on disk, a classical predictor with
-    its default knob, or nothing (nodes count with their requests, nothing is reclaimed).
+    its default knob, or nothing (then nothing is promised).
     version: of the model, empty for "none".
     reason: why the champion does not serve or cannot be looked up; empty when all is well.
     """

@@ -91,7 +91,7 @@ def why(
     if found is None:
         raise ArchimedesError(
             f"the extender at {url} remembers no decision about {key}: it was never asked about "
-            "it, or has decided about 10,000 others since; decision_log keeps them longer"
+            "it, or has written 10,000 records since; decision_log keeps them longer"
         )
     if as_json:
         typer.echo(msgspec.json.encode(found))

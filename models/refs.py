@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from difflib import get_close_matches
 from pathlib import Path
 
 from models.artifact import load_model
@@ -10,7 +11,7 @@ from models.classical import CLASSICAL
 from models.errors import RegistryError
 from models.model import Model
 from models.shipped import shipped
-from models.store import MANIFEST
+from models.store import ALIASES, MANIFEST
 
 
 def resolve_model(ref: str, tracking_uri: str) -> Model:
@@ -38,5 +39,14 @@ def _pull(ref: str, tracking_uri: str) -> Model:
     from models.registry import Registry
 
     with tempfile.TemporaryDirectory(prefix="archimedes-") as scratch:
-        version = Registry(tracking_uri).pull(ref, Path(scratch))
+        try:
+            version = Registry(tracking_uri).pull(ref, Path(scratch))
+        except RegistryError as e:
+            if ref.isdecimal() or ref in ALIASES:
+                raise
+            like = [f" (did you mean {each}?)" for each in get_close_matches(ref, CLASSICAL, 1)]
+            raise RegistryError(
+                f"{ref!r} is neither a model's folder nor a classical predictor{''.join(like)}, "
+                f"and it cannot be had from the registry: {e}"
+            ) from e
         return load_model(Path(scratch) / version, version)

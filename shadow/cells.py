@@ -24,7 +24,7 @@ class Cells:
         results, series: of each seed.
         reclaimed: [K, N, B] core-hours.
         violated, judged: [K, N, B, H] forecasts.
-        overloaded, promised: [K, N, B] windows with promises, and those of them above the ceiling.
+        promised, overloaded: [K, N, B] windows with promises, and those of them above the ceiling.
     """
 
     results: Sequence[ReplayResult]

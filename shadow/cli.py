@@ -281,6 +281,8 @@ def replay_options(
     Raises:
         SettingsError: an option is out of range.
     """
+    from models.grid import WINDOW
+    from models.struct_words import in_words
     from shadow.options import ReplayOptions
 
     given = {
@@ -294,10 +296,17 @@ def replay_options(
         "nodes_to_score": nodes_to_score,
         "evict": evict,
     }
+    if refresh_minutes < 1 or refresh_minutes * 60 % WINDOW:
+        raise SettingsError(
+            f"--refresh-minutes {refresh_minutes}: must be a multiple of {WINDOW // 60}, the "
+            "minutes of a usage window"
+        )
     try:
         return msgspec.convert(given, ReplayOptions)
     except msgspec.ValidationError as e:
-        raise SettingsError(f"an option of the replay is out of range: {e}") from e
+        field, _, wrong = in_words(str(e), ReplayOptions, "option").partition(":")
+        option = "blur" if field == "duration_blur" else field.replace("_", "-")
+        raise SettingsError(f"--{option}:{wrong}, got {given[field]}") from e
 
 
 def _model(ref: str, tracking_uri: str) -> Model | None:
@@ -343,6 +352,7 @@ def read_policy(file: Path | None) -> Policy | None:
     import yaml
 
     from models.policy import Policy
+    from models.struct_words import in_words
 
     try:
         return msgspec.convert(yaml.safe_load(file.read_text(encoding="utf-8")), Policy)
@@ -351,7 +361,7 @@ def read_policy(file: Path | None) -> Policy | None:
     except yaml.YAMLError as e:
         raise SettingsError(f"policy file {file} is not YAML: {' '.join(str(e).split())}") from e
     except msgspec.ValidationError as e:
-        raise SettingsError(f"policy file {file}: {e}") from e
+        raise SettingsError(f"policy file {file}: {in_words(str(e), Policy, 'field')}") from e
 
 
 @contextmanager

@@ -114,8 +114,16 @@ def _checked(
         cluster_label={name: value for name, _, value in pairs},
     )
     for problem in problems(settings):
-        raise SettingsError(problem)
+        field, _, wrong = problem.partition(":")
+        raise SettingsError(f"{_OPTIONS[field]}:{wrong}")
     return settings
+
+
+_OPTIONS = {
+    "prometheus.url": "--prometheus",
+    "prometheus.cluster_label": "--cluster-label",
+    "prometheus.query": "--prometheus-query",
+}
 
 
 class Challenger:

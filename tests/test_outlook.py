@@ -11,9 +11,10 @@ from extender.outlook import Champion, CountedPod
 from models import node_groups
 from models.arrays import Floats32
 from models.classical import classical
+from models.grid import DAY, WINDOW
 from models.shipped import shipped
-from models.usage_source import UsageBlock
-from models.usage_store import UsageStore
+from models.usage_source import PrometheusSettings, UsageBlock
+from models.usage_store import UsageReader, UsageStore
 
 START = 1_700_000_100  # a multiple of 300
 NODES = tuple(f"n{number}" for number in range(6))
@@ -80,3 +81,25 @@ def test_groups_learn_together(monkeypatch: pytest.MonkeyPatch) -> None:
         np.testing.assert_allclose(found.expected, expected.expected, rtol=1e-9)
     fresh = Champion(model).outlook(NODES, ALLOCATABLE, PODS, store).forecast
     assert (fresh.forecast != expected.forecast).any()  # there was something to learn
+
+
+async def test_usage_is_read_anew_after_the_clock_was_ahead() -> None:
+    class Source:
+        known = START
+
+        async def read(self, start: int, windows: int) -> UsageBlock:
+            ends = start + WINDOW * np.arange(1, windows + 1)
+            cpu = np.where(ends <= self.known, 1.0, np.nan).astype(np.float32)
+            return UsageBlock(start, KEYS[:1], cpu[None])
+
+        async def close(self) -> None:
+            pass
+
+    source, store = Source(), UsageStore()
+    reader = UsageReader(source, store, PrometheusSettings(history_days=1, delay_seconds=0))
+    for ahead in (0, 30 * 86_400, 0):
+        await reader.catch_up(source.known + ahead, frozenset(KEYS[:1]))
+    source.known += WINDOW
+    await reader.catch_up(source.known, frozenset(KEYS[:1]))
+    assert store.time == store.fresh == source.known
+    assert np.isfinite(store.take(KEYS[:1])[:, -DAY:]).all()  # the past as well

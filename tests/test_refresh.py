@@ -5,6 +5,7 @@ import pytest
 
 from extender.forecasting import ThreadForecasting, Usage
 from extender.memory import GridUsage
+from extender.outlook import unknown
 from models.arrays import Floats
 from models.classical import CLASSICAL
 from models.grid import WINDOW, UsageGrid
@@ -154,3 +155,22 @@ async def test_what_changes_in_a_refresh_waits_for_its_second_look() -> None:
     assert seen == []
     assert world.state.changes() == {}
     assert list(world.forecasting._pods.observed) == ["default/a"]
+
+
+def test_a_node_of_which_nothing_was_observed_keeps_to_no_forecast() -> None:
+    refresher = World().server.refresher
+
+    def compare(usage_end: int, usage: list[float], newest: list[float]) -> None:
+        outlook = unknown(2, usage_end)
+        outlook.forecast.forecast[:] = 1.0
+        outlook.rhythm.usage[:], outlook.newest[:] = usage, newest
+        refresher._compare(("n1", "n2"), outlook)
+
+    registry = refresher._telemetry.registry
+    compare(300, [0.0, 0.0], [300, 300])
+    compare(600, [2.0, 0.0], [600, 300])
+    assert registry.get_sample_value("archimedes_node_windows_total") == 1
+    assert registry.get_sample_value("archimedes_violations_total") == 1
+    compare(900, [0.5, 0.5], [900, 900])
+    assert registry.get_sample_value("archimedes_node_windows_total") == 3
+    assert registry.get_sample_value("archimedes_violations_total") == 1

@@ -50,6 +50,14 @@ def test_anything_else_is_asked_of_the_registry(ref: str) -> None:
         resolve_model(ref, NO_REGISTRY)
 
 
+def test_a_mistyped_predictor_is_told_which_was_meant() -> None:
+    said = r"^'koordinater' is neither .* \(did you mean koordinator\?\), and it cannot be had"
+    with pytest.raises(RegistryError, match=said):
+        resolve_model("koordinater", NO_REGISTRY)
+    with pytest.raises(RegistryError, match=r"^there is no registry at"):
+        resolve_model("champion", NO_REGISTRY)
+
+
 def test_versions_and_aliases_come_from_the_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, str]] = []
 

@@ -153,11 +153,11 @@ def test_a_trace_without_usage(tmp_path: Path) -> None:
     ("arguments", "says"),
     [
         (["--hours", "-1"], "hours"),
-        (["--refresh-minutes", "7"], "refresh"),
+        (["--refresh-minutes", "7"], "--refresh-minutes 7: must be a multiple of 5"),
         (["--nodes", "0"], "nodes"),
-        (["--offline-load", "-0.5"], "offline_load"),
-        (["--blur", "-2"], "duration_blur"),
-        (["--nodes-to-score", "101"], "nodes_to_score"),
+        (["--offline-load", "-0.5"], "--offline-load: expected float >= 0"),
+        (["--blur", "-2"], "--blur: expected"),
+        (["--nodes-to-score", "101"], "--nodes-to-score: expected int <= 100, got 101"),
     ],
 )
 def test_an_option_out_of_range_is_named(trace: str, arguments: list[str], says: str) -> None:
