@@ -218,7 +218,7 @@ class Binder:
         if not self._state.ready:
             raise BindError(NOT_READY)
         if pod.node:
-            self._settle(pod.uid, pod.node)
+            self._charge_bound(pod)
             if pod.node == node:
                 return False
             raise ElsewhereError(f"the pod is bound to {pod.node} already")
@@ -246,6 +246,20 @@ class Binder:
             math.inf,  # until it is known what became of the binding
         )
         return True
+
+    def _charge_bound(self, pod: PodFacts) -> None:
+        """Charge a pod where it is bound, which the watch has not shown yet."""
+        ledger, now = self._state.ledger, self._clock()
+        row, entry = self._state.last_row(pod.node), ledger.get(pod.uid)
+        if row is None or pod.finished:
+            return
+        if pod.offline and (entry is None or entry.stage is Stage.HELD):
+            ask, until = _as_filtered(pod.ask, entry), now + CONFIRM_SECONDS
+            ledger.reserve(
+                pod.uid, pod.key, ask.millicpu, ask.horizon, row, ask.millicpu, now, until
+            )
+        else:
+            self._settle(pod.uid, pod.node)
 
     async def _write(self, args: BindingArgs) -> None:
         """POST the binding; where the answer leaves it open, read whether the pod is bound."""

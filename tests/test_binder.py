@@ -211,6 +211,20 @@ async def test_a_bound_pod_that_is_gone_before_its_event_is_given_back(bench: Be
         assert bench.charged() == [0, 0]
 
 
+@pytest.mark.parametrize("node", ["n1", "n2"])
+async def test_a_pod_that_is_read_as_bound_is_charged_where_it_is(bench: Bench, node: str) -> None:
+    """Its predecessor had bound it, say, and the watch is late."""
+    bench.deafen()
+    bench.cluster.put_pod(as_pod(pod_json("a", 4000, node="n1")))
+    assert bool(await bench.bind("a", node)) is (node != "n1")
+    assert bench.charged() == [4000, 0]
+    assert bench.filter(pod_json("b", 4000))["NodeNames"] == ["n2"]
+    bench.state.let_go("uid-b")
+    bench.cluster.delete_pod("default", "a")
+    await bench.later(CONFIRM_SECONDS)
+    assert bench.charged() == [0, 0]
+
+
 async def test_a_name_that_is_used_again_is_another_pod(bench: Bench) -> None:
     bench.waiting("a")
     bench.deafen()
