@@ -7,7 +7,7 @@ next pod's filter call, which may come before the first pod's bind, never sees t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from enum import Enum
 
 import msgspec
@@ -241,10 +241,15 @@ class Ledger:
         still_open = sum(entry.millicpu * len(entry.rows) for entry in self._open.values())
         return int(self._charged.sum()) - still_open
 
-    def shift(self, seconds: float, stages: Collection[Stage]) -> None:
-        """Let entries of these stages expire so much later: their clock was set, or stood still."""
+    def shift(
+        self, seconds: float, stages: Collection[Stage], is_new: Callable[[float], bool]
+    ) -> None:
+        """Let entries of these stages expire so much later: their clock was set, or stood still.
+
+        ``is_new``: whether a time was read from the clock after that; such entries stay.
+        """
         for entry in self.entries():
-            if entry.stage in stages:
+            if entry.stage in stages and not is_new(entry.made):
                 self._store(replace(entry, expires=entry.expires + seconds))
 
     def drop_row(self, row: int, pods: Iterable[str]) -> bool:

@@ -40,6 +40,9 @@ from models.rolling import Forecast
 _PART = 1000
 """Objects or promises that are looked at in one go: a fraction of a millisecond."""
 
+_UNNOTICED = 2.0
+"""Seconds for which a clock that was set goes unnoticed at most: a tick that may be late."""
+
 NO_MODEL = "none"
 """The model version where none serves: online pods count with their requests, nothing is given."""
 
@@ -264,14 +267,23 @@ class State:
 
         It was set back (negative) or forward, or the process stood still. What waits goes on
         waiting for as long as it had left. After a step forward, promises count as overdue and the
-        API server as silent: whether time has really passed is not known.
+        API server as silent: whether time has really passed is not known. What was noted in the
+        last `_UNNOTICED` seconds was noted by the new time.
         """
+        now = self._clock()
+
+        def is_new(time: float) -> bool:
+            return now - _UNNOTICED <= time <= now
+
         self.under_way.shift(seconds)
         if seconds < 0:
-            self.ledger.shift(seconds, tuple(Stage))
-            self._heard = {kind: heard + seconds for kind, heard in self._heard.items()}
+            self.ledger.shift(seconds, tuple(Stage), is_new)
+            self._heard = {
+                kind: heard if is_new(heard) else heard + seconds
+                for kind, heard in self._heard.items()
+            }
         else:
-            self.ledger.shift(seconds, (Stage.HELD, Stage.BINDING))
+            self.ledger.shift(seconds, (Stage.HELD, Stage.BINDING), is_new)
 
     # What requests see
 

@@ -182,7 +182,7 @@ def test_a_shift_moves_the_end_of_what_waits() -> None:
     ledger = Ledger()
     hold(ledger, "held", 1, (0,), expires=15)
     confirm(ledger, "bound", 100, 0)  # until 3602
-    ledger.shift(100.0, (Stage.HELD, Stage.BINDING))
+    ledger.shift(100.0, (Stage.HELD, Stage.BINDING), is_new=lambda time: time > 100)
     assert ledger.expire(114.0) == []
     assert [entry.uid for entry in ledger.expire(115.0)] == ["held"]
     assert [entry.uid for entry in ledger.overdue(ledger.bound(), 3602.0)] == ["bound"]

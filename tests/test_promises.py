@@ -166,6 +166,22 @@ def test_what_waits_goes_on_waiting_after_the_clock_was_set_forward(world: World
     assert until(world, "bound") == 1.0
 
 
+@pytest.mark.parametrize("seconds", [3600.0, -3600.0])
+def test_what_begins_before_a_step_is_noticed_is_by_the_new_time(
+    world: World, seconds: float
+) -> None:
+    world.now += seconds
+    world.cluster.hear()
+    world.forecast(2.0)
+    world.filter(pod_json("held", 1000))
+    world.now += 1
+    world.state.shift(seconds)
+    entry = world.state.ledger.get("uid-held")
+    assert entry is not None
+    assert entry.expires == world.now - 1 + world.settings.hold_seconds
+    assert world.state.silence(world.now) == 1
+
+
 def test_after_the_clock_was_set_back_holds_end_and_silence_is_noticed(world: World) -> None:
     world.now += 10 * HOUR
     world.cluster.hear()
