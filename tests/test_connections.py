@@ -14,7 +14,7 @@ import uvloop
 
 from extender import connections
 from extender.app import serve
-from extender.settings import Settings
+from extender.settings import ProbeSettings, Settings
 from models.errors import SettingsError
 from tests.extender_world import Json, args, as_pod, binding, pod_json
 from tests.http_world import Caller, serving
@@ -207,3 +207,6 @@ def test_more_connections_than_files_that_may_be_open_are_refused_at_the_start(
     monkeypatch.setattr(resource, "getrlimit", lambda _: (500, 1000))
     with pytest.raises(SettingsError, match=r"^max_connections: 437 .* than the 500 files"):
         serve(Settings(max_connections=437))
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (900, 1000))
+    with pytest.raises(SettingsError, match=r"^max_connections: 437 .* of 2 listeners .* the 900"):
+        serve(Settings(max_connections=437, probes=ProbeSettings(host="127.0.0.1")))

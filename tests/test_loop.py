@@ -19,6 +19,7 @@ import pytest
 from extender import lag, loops
 from extender.champion import ModelStatus
 from extender.forecasting import ForecastingError
+from extender.inspection import health
 from extender.kube import KubeApi
 from extender.lag import (
     NICENESS,
@@ -264,3 +265,16 @@ async def test_the_probe_reports_how_late_it_woke() -> None:
     with pytest.raises(RuntimeError, match="StopIteration"):
         await probe_lag(lambda: next(moments), seen.append)
     assert seen == pytest.approx([0.007, 0.0])
+
+
+def test_health_says_what_is_not_known_of_the_champion() -> None:
+    world = World()
+    for source, says in (
+        (
+            "champion",
+            "[ ] whether there is a newer champion is not known, or it cannot serve: away",
+        ),
+        ("disk", "[ ] model is not the champion: away"),
+    ):
+        status = ModelStatus(cast("Literal['champion', 'disk']", source), "7", "away")
+        assert says in health(world.state, status, world.now).text.splitlines()
