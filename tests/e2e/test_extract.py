@@ -73,7 +73,8 @@ def test_what_was_placed_is_placed_again_from_the_extracted_trace(
     until = time.time()
     wait_until(lambda: usage_end(world) >= until, 400, "that window's usage is known", interval=2)
     _, waiting = world.settled("seen")  # without those for which a newer forecast left room
-    world.delete_at_once(waiting)  # before those that run, which would make room for them
+    for pod in waiting:  # before those that run, which would make room for them
+        world.delete(pod["metadata"]["name"])
     world.delete("seen")
     world.offline("after", 1, 100)
     world.settled("after")

@@ -160,17 +160,13 @@ class World:
 
     def delete(self, prefix: str) -> None:
         """Delete pods whose names begin so, and wait until they and their promises are gone."""
-        self.delete_at_once(self.pods(prefix))
-        wait_until(lambda: not self.pods(prefix), 30, f"pods {prefix} are gone")
-        wait_until(self.agrees, 30, "the ledger has let go of them")
-
-    def delete_at_once(self, pods: Iterable[Json]) -> None:
-        """Delete pods, without waiting for what becomes of any."""
-        for pod in pods:
+        for pod in self.pods(prefix):
             name = pod["metadata"]["name"]
             self.plane.admin.delete(
                 f"/api/v1/namespaces/{self.namespace}/pods/{name}", grace_seconds=0
             )
+        wait_until(lambda: not self.pods(prefix), 30, f"pods {prefix} are gone")
+        wait_until(self.agrees, 30, "the ledger has let go of them")
 
     def asked(self) -> Counter[str]:
         """Millicores of offline pods by node, as the API server shows them."""
