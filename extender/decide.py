@@ -20,6 +20,7 @@ from models.policy import HORIZONS, Policy
 
 MAX_SCORE = 10
 _LEAST_SPAN = 0.25
+"""Share of the weights below which differences between nodes are not stretched any further."""
 
 # Plain integers: NumPy takes microseconds to look through an enum.
 _FITS, _RANKED_OUT = int(Reason.FITS), int(Reason.RANKED_OUT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,6 +13,9 @@ import structlog
 
 _TAIL = 1 << 20
 """Bytes at a file's end among which its last whole line ends; a record is a few kilobytes."""
+
+_BEGIN = b'{"kind":'
+"""With which each line begins."""
 
 log = structlog.get_logger()
 
@@ -96,14 +100,27 @@ class LogFile:
 
 
 def _open(path: Path) -> IO[bytes]:
-    """The file, to be written from the end of its last whole line on."""
+    """The file, to be written from the end of its last whole line on.
+
+    Raises:
+        OSError: it cannot be opened, or is not a log, of which nothing must be cut off.
+    """
     file = path.open("ab")
-    size = file.tell()
-    if size:
-        start = max(size - _TAIL, 0)
-        with path.open("rb") as own:
-            own.seek(start)
-            whole = start + own.read().rfind(b"\n") + 1
-        if whole < size:
-            os.truncate(path, whole)
+    try:
+        _cut_half_line(path, file.tell())
+    except OSError:
+        file.close()
+        raise
     return file
+
+
+def _cut_half_line(path: Path, size: int) -> None:
+    start = max(size - _TAIL, 0)
+    with path.open("rb") as file:
+        file.seek(start)
+        tail = file.read(size - start)
+    half = tail[tail.rfind(b"\n") + 1 :]
+    if not half.startswith(_BEGIN[: len(half)]):
+        raise OSError(errno.EINVAL, "it ends in a line that is no record's, so it is another file")
+    if half:
+        os.truncate(path, size - len(half))

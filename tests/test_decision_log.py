@@ -180,6 +180,15 @@ def test_a_restart_goes_on_after_the_last_whole_line(tmp_path: Path) -> None:
     assert [record.pod for record in read_log(path)] == ["a", "b"]
 
 
+@pytest.mark.parametrize("content", [b"a: 1", b'{"a": 1}', b'{"kind":"bind"}\nmine'])
+def test_nothing_is_cut_off_another_file(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "precious"
+    path.write_bytes(content)
+    with pytest.raises(OSError, match="it is another file"):
+        DecisionLog(path)
+    assert path.read_bytes() == content
+
+
 def test_a_file_that_cannot_be_written_stops_nothing_and_is_tried_again(tmp_path: Path) -> None:
     folder = tmp_path / "log"
     lost: list[int] = []
