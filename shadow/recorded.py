@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +29,7 @@ class RecordedStream:
         self._decoder = Decoder()
         self._ahead: list[Refresh | Recorded] = []
         self._cut = 0
+        self._is_cut = False
 
     def until(self, time: float, uid: str) -> Iterator[Refresh | Recorded]:
         """The refreshes up to a decision, and then what it was made on, where that is recorded.
@@ -48,11 +50,7 @@ class RecordedStream:
     @property
     def cut(self) -> int:
         """Segments that were not read to their end, as a half-written or damaged frame is there."""
-        return self._cut + self._is_cut()
-
-    def _is_cut(self) -> bool:
-        present = self._segment
-        return present is not None and present.exists() and present.stat().st_size > self._offset
+        return self._cut + self._is_cut
 
     def _peek(self) -> Refresh | Recorded | None:
         while not self._ahead:
@@ -82,6 +80,8 @@ class RecordedStream:
                 for batch in read_frames(file):
                     self._offset = file.tell()
                     yield [found for entry in batch if (found := self._decoder.add(entry))]
+                # Now: what the extender adds from here on is no part of a frame that was cut.
+                self._is_cut = os.fstat(file.fileno()).st_size > self._offset
         except FileNotFoundError:
             return  # removed by age while we were away
         except msgspec.DecodeError as e:
@@ -100,8 +100,9 @@ class RecordedStream:
             found = self._later()
         if not found:
             return False
-        self._cut += self._is_cut()
+        self._cut += self._is_cut
         self._segment, self._offset, self._decoder = found[0], 0, Decoder()
+        self._is_cut = False
         return True
 
     def _later(self) -> list[Path]:

@@ -21,7 +21,7 @@ from tests.controlplane.prometheus import Prometheus
 
 pytestmark = [
     pytest.mark.controlplane,
-    pytest.mark.timeout(120),
+    pytest.mark.timeout(300),
     pytest.mark.usefixtures("prometheus_installed"),
 ]
 

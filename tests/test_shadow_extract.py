@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from shadow.extract import Extracted, extract
 from shadow.figures import figures
 from shadow.lives import Lives, numbered, shared
 from shadow.options import ReplayOptions
+from shadow.recorded import RecordedStream
 from shadow.replay import replay
 from shadow.result import Ending
 from tests.recorded_world import (
@@ -226,6 +228,14 @@ def test_a_damaged_end_of_a_segment_is_told(log: Path) -> None:
     assert found.cut == 1
     assert 0 < found.windows <= REFRESHES
     assert trace.pods.height == found.online + found.offline
+
+
+def test_what_is_recorded_while_a_trace_is_made_was_not_cut(log: Path) -> None:
+    whole = segment(log).read_bytes()
+    stream = RecordedStream(segment(log).parent, 0.0)
+    assert list(stream.until(math.inf, ""))
+    segment(log).write_bytes(whole + frame([Encoder().refresh(refresh(BEGIN + 9e5))]))
+    assert stream.cut == 0
 
 
 def test_bad_input_is_named(log: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from .errors import NotInstalledError, ProcessError
 from .process import Process, free_port
 from .web import WebClient, answers
 
-_START_SECONDS = 60.0
+_START_SECONDS = 180.0
 _IMPORT_SECONDS = 300.0
 # Blocks this long (the next of promtool's sizes below it: 18 h) instead of 2 h: promtool reads
 # the whole file again for each block.

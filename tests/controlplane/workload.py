@@ -1,14 +1,14 @@
 """Nodes and pods in a running cluster: create, watch for, change, delete."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from .api import Api, Json
 from .objects import USAGE_ANNOTATION, millicores
 from .process import wait_until
 
-_READY_SECONDS = 60.0
-_POD_SECONDS = 30.0
-_GONE_SECONDS = 30.0
+_READY_SECONDS = 180.0
+_POD_SECONDS = 120.0
+_GONE_SECONDS = 120.0
 
 # What `delete_all` deletes, owners first; each lives in namespaces.
 _WORKLOADS = (
@@ -21,9 +21,9 @@ _WORKLOADS = (
 )
 
 
-def create_namespace(api: Api, name: str) -> None:
+def create_namespace(api: Api, name: str, labels: Mapping[str, str] | None = None) -> None:
     """Create a namespace. It stays: only a controller manager could delete it."""
-    api.post("/api/v1/namespaces", {"metadata": {"name": name}})
+    api.post("/api/v1/namespaces", {"metadata": {"name": name, "labels": dict(labels or {})}})
 
 
 def create_nodes(api: Api, manifests: Iterable[Json]) -> None:

@@ -20,7 +20,7 @@ from tests.e2e.world import World, build_world
 @pytest.fixture(scope="module")
 def world(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """50 nodes full of requests, a day of usage, kube-scheduler and the extender."""
-    with _world(control_plane, tmp_path_factory.mktemp("e2e"), refresh_seconds=5) as made:
+    with _world(control_plane, tmp_path_factory.mktemp("e2e"), still=False) as made:
         yield made
 
 
@@ -29,17 +29,17 @@ def still_world(
     control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[World]:
     """As `world`, with one forecast for all of it, so that a replay can decide on the same."""
-    with _world(control_plane, tmp_path_factory.mktemp("still"), refresh_seconds=3600) as made:
+    with _world(control_plane, tmp_path_factory.mktemp("still"), still=True) as made:
         yield made
 
 
 @contextmanager
-def _world(plane: ControlPlane, folder: Path, refresh_seconds: int) -> Iterator[World]:
+def _world(plane: ControlPlane, folder: Path, *, still: bool) -> Iterator[World]:
     or_unavailable(find_prometheus)
     namespace = f"test-{secrets.token_hex(4)}"
     workload.create_namespace(plane.admin, namespace)
     try:
-        with build_world(plane, namespace, folder, refresh_seconds=refresh_seconds) as made:
+        with build_world(plane, namespace, folder, still=still) as made:
             yield made
     finally:
         plane.stop_process(SCHEDULER)

@@ -61,7 +61,7 @@ def trace_of(
     nodes: Sequence[Json],
     before: Sequence[Json],
     after: Sequence[Json],
-    lives: Sequence[tuple[int, int]] | None = None,
+    lives: Sequence[tuple[float, float]] | None = None,
 ) -> Trace:
     """A trace in which pods run on their nodes before START, and others arrive from then on.
 
@@ -111,7 +111,7 @@ def homes(result: ReplayResult) -> dict[str, str]:
     }
 
 
-def _row(pod: Json, start: int, end: int, *, bound: bool) -> Json:
+def _row(pod: Json, start: float, end: float, *, bound: bool) -> Json:
     meta, spec = pod["metadata"], pod["spec"]
     requests = spec["containers"][0]["resources"].get("requests", {})
     offline = RESOURCE in requests
@@ -144,5 +144,5 @@ def _gib(quantity: str) -> float:
     return float(quantity[:-2]) * units[quantity[-2:]]
 
 
-def _time(seconds: int) -> datetime:
+def _time(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)

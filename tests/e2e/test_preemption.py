@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.controlplane import objects, workload
-from tests.controlplane.api import Json
+from tests.controlplane.api import ApiError, Json
 from tests.controlplane.process import wait_until
 from tests.e2e.world import (
     DURATION,
@@ -23,7 +23,7 @@ from tests.e2e.world import (
     reclaimable,
 )
 
-pytestmark = [pytest.mark.controlplane, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.controlplane, pytest.mark.timeout(900)]
 
 FIRST, SECOND = "node-00", "node-01"
 LOWEST = PRIORITY_CLASS  # -1000, as shipped
@@ -39,10 +39,22 @@ def classes(world: World) -> Iterator[None]:
     for name, value, policy in ((LOW, -900, "Never"), (URGENT, -500, "PreemptLowerPriority")):
         body = {"metadata": {"name": name}, "value": value, "preemptionPolicy": policy}
         world.plane.admin.post(path, body)
+    wait_until(lambda: admits(world, LOW) and admits(world, URGENT), 120, "the classes count")
     yield
     world.delete("preempt")
     for name in (LOW, URGENT):
         world.plane.admin.delete(f"{path}/{name}")
+
+
+def admits(world: World, priority_class: str) -> bool:
+    """Whether the API server takes pods of a class: it reads classes through a watch of its own."""
+    path = f"/api/v1/namespaces/{world.namespace}/pods?dryRun=All"
+    pod = objects.pod("preempt-none", world.namespace, priority_class=priority_class)
+    try:
+        world.plane.admin.post(path, pod)
+    except ApiError:
+        return False
+    return True
 
 
 def create(world: World, name: str, ask: int, priority_class: str, *nodes: str) -> None:
@@ -77,7 +89,7 @@ def fill(world: World, staying: int) -> int:
         create(world, "preempt-stays", staying, URGENT, SECOND)
         names.append("preempt-stays")
     workload.wait_for_phase(world.plane.admin, world.namespace, names)
-    wait_until(world.agrees, 30, "the ledger holds what runs")
+    wait_until(world.agrees, 120, "the ledger holds what runs")
     return CEILING - full + 500
 
 
@@ -100,7 +112,7 @@ def test_the_answer_decides_whose_pods_make_room(world: World, staying: int) -> 
     # 8 cores - what was reclaimable + 700m: some 3 cores
     ask = fill(world, staying)
     create(world, "preempt-urgent", ask, URGENT, FIRST, SECOND)
-    workload.wait_for_phase(world.plane.admin, world.namespace, ["preempt-urgent"], timeout=60)
+    workload.wait_for_phase(world.plane.admin, world.namespace, ["preempt-urgent"], timeout=180)
     urgent = workload.pod(world.plane.admin, world.namespace, "preempt-urgent")
     *_, answer = answers(world)  # the first: the pod may come back before its victims have gone
     assert answer["proposed"] == 2
@@ -114,7 +126,7 @@ def test_the_answer_decides_whose_pods_make_room(world: World, staying: int) -> 
         assert set(answer["nodes"]) == {FIRST, SECOND}
         assert urgent["spec"]["nodeName"] == SECOND
         assert remaining(world) == {"first", "urgent"}
-    wait_until(world.agrees, 30, "the ledger holds what runs")
+    wait_until(world.agrees, 120, "the ledger holds what runs")
 
 
 @pytest.mark.usefixtures("classes")
@@ -125,7 +137,7 @@ def test_where_no_answer_makes_room_nobody_is_evicted(world: World) -> None:
     given_up = "no candidate node for preemption"
     wait_until(
         lambda: any(given_up in text for text in failed_scheduling(world, "preempt-urgent")),
-        60,
+        180,
         "kube-scheduler has given up for now",
     )
     *_, answer = answers(world)  # the first: the pod may come back before its victims have gone

@@ -12,6 +12,7 @@ import pytest
 from tests.controlplane import objects, workload
 from tests.controlplane.process import wait_until
 from tests.e2e.world import (
+    NODE_CPU,
     NODES,
     PODS_PER_NODE,
     RESOURCE,
@@ -21,7 +22,7 @@ from tests.e2e.world import (
     reclaimable,
 )
 
-pytestmark = [pytest.mark.controlplane, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.controlplane, pytest.mark.timeout(1800)]
 
 
 def test_the_resource_is_advertised_on_every_node(world: World) -> None:
@@ -30,7 +31,7 @@ def test_the_resource_is_advertised_on_every_node(world: World) -> None:
         return [node["status"]["allocatable"].get(RESOURCE) for node in nodes]
 
     # 8 cores allocatable = 8000 millicores, which the API server writes as 8k
-    wait_until(lambda: amounts() == ["8k"] * NODES, 30, "every node advertises the resource")
+    wait_until(lambda: amounts() == ["8k"] * NODES, 120, "every node advertises the resource")
 
 
 def test_offline_pods_fill_what_is_reclaimable_and_not_one_more(world: World) -> None:
@@ -41,14 +42,16 @@ def test_offline_pods_fill_what_is_reclaimable_and_not_one_more(world: World) ->
         assert node["horizons"][0]["reclaimable_millicpu"] == reclaimable(node)
     total = sum(reclaimable(node) // 1000 for node in before.values())
     highest = {name: reclaimable(node) for name, node in before.items()}
-    world.offline("fill", total + 40, 1000)
+    world.offline("fill", NODES * int(NODE_CPU), 1000)  # more than fit, whatever is reclaimable
 
     def watch() -> bool:
         for name, node in world.extender.nodes().items():
             highest[name] = max(highest[name], reclaimable(node))
         return sum(1 for pod in world.pods("fill") if pod["spec"].get("nodeName")) >= total - NODES
 
-    wait_until(watch, 120, "most of the pods are placed", interval=0.5)
+    wait_until(watch, 240, "most of the pods are placed", interval=0.5)
+    world.settled("fill")
+    world.retry()  # a newer forecast may have left room
     placed, waiting = world.settled("fill")
     after = world.extender.nodes()
     for name, node in after.items():
@@ -72,7 +75,7 @@ def test_a_pod_that_does_not_fit_says_why_and_the_node_shows_its_promises(world:
             "asks 7400m for 1 h, more than is reclaimable" in message
             for message in failed_scheduling(world, large)
         ),
-        60,
+        180,
         "an event names the cause and the ask",
     )
     assert not workload.pod(world.plane.admin, world.namespace, large)["spec"].get("nodeName")
@@ -98,7 +101,7 @@ def test_online_pods_do_not_need_the_extender_and_offline_pods_wait_for_it(world
     assert not [pod for pod in world.pods("batch") if pod["spec"].get("nodeName")]
     world.extender.start()
     workload.wait_for_phase(
-        admin, world.namespace, [f"batch-{n:03d}" for n in range(3)], timeout=90
+        admin, world.namespace, [f"batch-{n:03d}" for n in range(3)], timeout=180
     )
     world.delete("batch")
     world.delete("web")
@@ -109,7 +112,7 @@ def test_online_pods_do_not_need_the_extender_and_offline_pods_wait_for_it(world
 def test_after_a_restart_nothing_is_promised_twice(world: World, grace: float) -> None:
     room = sum(reclaimable(node) // 1000 for node in world.extender.nodes().values())
     world.offline("old", room // 2, 1000)
-    wait_until(lambda: len(world.asked()) > 0, 60, "some pods are placed", interval=0.02)
+    wait_until(lambda: len(world.asked()) > 0, 180, "some pods are placed", interval=0.02)
     # In the middle of a burst: holds, bindings under way and promises all exist.
     world.extender.stop(grace=grace)
     world.extender.start()
@@ -152,10 +155,10 @@ def test_promises_follow_the_tide(world: World) -> None:
     for pod in pods:
         workload.set_usage(world.plane.admin, world.namespace, pod, USAGE)
     before = len([pod for pod in world.pods("tide") if pod["spec"].get("nodeName")])
-    wait_until(
-        lambda: len([p for p in world.pods("tide") if p["spec"].get("nodeName")]) >= before + 50,
-        660,
-        "the fall of usage makes room for pods that wait",
-        interval=2,
-    )
+
+    def more_run() -> bool:
+        world.retry()
+        return sum(bool(pod["spec"].get("nodeName")) for pod in world.pods("tide")) >= before + 50
+
+    wait_until(more_run, 660, "the fall of usage makes room for pods that wait", interval=15)
     world.delete("tide")

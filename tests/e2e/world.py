@@ -6,15 +6,15 @@ import json
 import math
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import yaml
 
@@ -46,7 +46,11 @@ REQUEST = 2.5  # cores: 3 x 2.5 = 7.5 of 8 are requested
 USAGE = 0.6  # cores that each of them really uses
 
 DAY = 86_400
+_HOUR = 3600
 STEP = 60  # seconds between samples of the past
+
+_QUEUES = ("active", "backoff", "unschedulable")
+_QUIET_LOOKS = 3
 
 
 class Extender:
@@ -66,8 +70,8 @@ class Extender:
         """Start it, and return once it is ready and has made its first forecast."""
         command = [sys.executable, "-m", "archimedes", "extender", "--config", str(self._config)]
         self._process = Process("extender", command, self._folder)
-        self._process.wait_ready(self.ready, 60)
-        wait_until(self._forecasts, 60, "every node has a forecast")
+        self._process.wait_ready(self.ready, 180)
+        wait_until(self._forecasts, 180, "every node has a forecast")
 
     def stop(self, *, grace: float = 10.0) -> None:
         """SIGTERM, and after ``grace`` seconds SIGKILL; 0 kills at once."""
@@ -88,7 +92,7 @@ class Extender:
         try:
             with urllib.request.urlopen(f"{self.url}/readyz", timeout=5) as answer:
                 return bool(answer.status == 200)
-        except (urllib.error.URLError, ConnectionError):
+        except OSError:  # refused, or late
             return False
 
     def nodes(self) -> dict[str, Json]:
@@ -97,13 +101,13 @@ class Extender:
 
     def get(self, path: str) -> Any:  # noqa: ANN401 - a decoded reply
         """The JSON at a path; an object with one list is that list."""
-        with urllib.request.urlopen(f"{self.url}{path}", timeout=10) as answer:
+        with urllib.request.urlopen(f"{self.url}{path}", timeout=30) as answer:
             found = json.load(answer)
         return next(iter(found.values())) if isinstance(found, dict) and len(found) == 1 else found
 
     def text(self, path: str) -> str:
         """The text at a path."""
-        with urllib.request.urlopen(f"{self.url}{path}", timeout=10) as answer:
+        with urllib.request.urlopen(f"{self.url}{path}", timeout=30) as answer:
             return str(answer.read().decode())
 
     def log(self) -> str:
@@ -161,12 +165,14 @@ class World:
     def delete(self, prefix: str) -> None:
         """Delete pods whose names begin so, and wait until they and their promises are gone."""
         for pod in self.pods(prefix):
-            name = pod["metadata"]["name"]
-            self.plane.admin.delete(
-                f"/api/v1/namespaces/{self.namespace}/pods/{name}", grace_seconds=0
-            )
-        wait_until(lambda: not self.pods(prefix), 30, f"pods {prefix} are gone")
-        wait_until(self.agrees, 30, "the ledger has let go of them")
+            self.remove(pod["metadata"]["name"])
+        wait_until(lambda: not self.pods(prefix), 120, f"pods {prefix} are gone")
+        wait_until(self.agrees, 120, "the ledger has let go of them")
+
+    def remove(self, name: str) -> None:
+        """Delete one pod, and wait for nothing."""
+        path = f"/api/v1/namespaces/{self.namespace}/pods/{name}"
+        self.plane.admin.delete(path, grace_seconds=0)
 
     def asked(self) -> Counter[str]:
         """Millicores of offline pods by node, as the API server shows them."""
@@ -188,26 +194,46 @@ class World:
         }
         return promised == dict(self.asked())
 
-    def settled(self, prefix: str, timeout: float = 120) -> tuple[list[Json], list[Json]]:
-        """Wait until kube-scheduler places no more of these pods: those that run, those that wait.
+    def settled(self, prefix: str, timeout: float = 240) -> tuple[list[Json], list[Json]]:
+        """Wait until kube-scheduler has tried all pods: of these those that run, those that wait.
 
-        kube-scheduler retries a pod after 10 s at most, so 12 quiet seconds mean that it is done.
+        Each that has no node must lie in its queue of those that wait for an event. While one is
+        tried or bound it is in none, and what kube-scheduler has not heard of yet is missing there.
         """
-        last: tuple[int, float] = (-1, time.monotonic())
+        quiet = 0
 
-        def quiet() -> bool:
-            nonlocal last
-            bound = sum(1 for pod in self.pods(prefix) if pod["spec"].get("nodeName"))
-            if bound != last[0]:
-                last = (bound, time.monotonic())
-            return time.monotonic() - last[1] > 12 and self.agrees()
+        def tried() -> bool:
+            nonlocal quiet
+            waiting = sum(not pod["spec"].get("nodeName") for pod in self.pods(""))
+            is_quiet = self._queues() == (0, 0, waiting) and self.agrees()
+            quiet = quiet + 1 if is_quiet else 0
+            return quiet == _QUIET_LOOKS
 
-        wait_until(quiet, timeout, f"no more of {prefix} is placed", interval=0.5)
+        wait_until(tried, timeout, f"no more of {prefix} is placed", interval=0.5)
         pods = self.pods(prefix)
         return (
             [pod for pod in pods if pod["spec"].get("nodeName")],
             [pod for pod in pods if not pod["spec"].get("nodeName")],
         )
+
+    def retry(self) -> None:
+        """Have kube-scheduler try again what an extender has refused.
+
+        It does so at an event, such as a change of a node's annotations, or after five minutes; of
+        a newer forecast it hears nothing.
+        """
+        path = "/api/v1/nodes/node-00"
+        self.plane.admin.patch(path, {"metadata": {"annotations": {"retried": str(time.time())}}})
+
+    def _queues(self) -> tuple[float, ...]:
+        """How many pods kube-scheduler has in each of its queues of pods."""
+        lines = dict(
+            line.rsplit(" ", 1)
+            for line in self.plane.scheduler_metrics().splitlines()
+            if line.startswith("scheduler_pending_pods{")
+        )
+        samples = [f'scheduler_pending_pods{{queue="{name}"}}' for name in _QUEUES]
+        return tuple(float(lines.get(sample, 0)) for sample in samples)
 
 
 def zone_of(node: str) -> str:
@@ -228,9 +254,12 @@ def reclaimable(node: Json) -> int:
 
 @contextmanager
 def build_world(
-    plane: ControlPlane, namespace: str, folder: Path, *, refresh_seconds: int = 5
+    plane: ControlPlane, namespace: str, folder: Path, *, still: bool
 ) -> Iterator[World]:
-    """Fill 50 nodes, remember a day, start Prometheus, the extender and kube-scheduler."""
+    """Fill 50 nodes, remember a day, start Prometheus, the extender and kube-scheduler.
+
+    ``still``: end Prometheus after the first forecast, and promise on what it knew for hours.
+    """
     names = [f"node-{number:02d}" for number in range(NODES)]
     workload.create_nodes(
         plane.admin,
@@ -244,10 +273,10 @@ def build_world(
             for pod, node in online.items()
         ),
     )
-    workload.wait_for_phase(plane.admin, namespace, online, timeout=60)
-    past = _write_day(folder / "day.txt", namespace, online)
+    workload.wait_for_phase(plane.admin, namespace, online)
     account = shipped_account(plane)
-    _save_model(folder / "models" / "1")
+    _save_model(folder / "models" / "1", max_usage_age=2 * _HOUR if still else _HOUR / 4)
+    past = _write_day(folder / "day.txt", namespace, online)  # last: until it is scraped, none is
     scrape = [kwok.scrape_config(plane.kwok_port)]
     with Prometheus(folder / "prometheus", scrape, past) as prometheus:
         extender = Extender(
@@ -256,13 +285,15 @@ def build_world(
                 "kubeconfig": str(plane.kubeconfig(account)),
                 "prometheus": {"url": prometheus.url, "history_days": 1, "delay_seconds": 10},
                 "model": {"directory": str(folder / "models")},
-                "refresh_seconds": refresh_seconds,
+                "refresh_seconds": _HOUR if still else 5,
                 "hold_seconds": 5,
             },
         )
         try:
             extender.start()
             plane.start_scheduler(shipped_configuration(extender.url))
+            if still:  # each full hour is a refresh's time, whenever the extender began
+                prometheus.stop()
             yield World(plane, namespace, extender, account, prometheus)
         finally:
             extender.stop()
@@ -284,10 +315,14 @@ def shipped_configuration(url: str) -> Json:
 
 
 def _write_day(path: Path, namespace: str, online: dict[str, str]) -> Path:
-    """A day of usage up to now: a tide of a quarter around the mean, and some noise."""
+    """A day of usage up to now: a tide of a quarter around the mean, and some noise.
+
+    It ends at what kwok lets the pods use, whatever the hour, so that forecasts go on as they are.
+    """
     rng = np.random.default_rng(0)
-    times = np.arange(time.time() - DAY, time.time(), STEP)
-    tide = 1 + 0.25 * np.sin(2 * np.pi * times / DAY)
+    now = time.time()
+    times = np.arange(now - DAY, now, STEP)
+    tide = 1 + 0.25 * np.sin(2 * np.pi * (times - now) / DAY)
     history = {
         (namespace, pod): cumulated(
             times.tolist(), (USAGE * tide * rng.uniform(0.9, 1.1, len(times))).tolist()
@@ -299,17 +334,19 @@ def _write_day(path: Path, namespace: str, online: dict[str, str]) -> Path:
     )
 
 
-def _save_model(folder: Path) -> None:
+def _save_model(folder: Path, max_usage_age: float) -> None:
     """A calibrated version that follows usage at once, up and down: what a tide needs.
 
     It is calibrated on a cluster as calm as the test's, so that its margin is small.
+    ``max_usage_age``: seconds after which its policy promises nothing any more.
     """
     trace = generate_trace(ClusterSpec(nodes=10, days=6, spikes_per_day=0.1, noise=0.05))
     grid = usage_grid(trace)
     model = calibrate_model(
         classical("koordinator-batch"), grid, seed=0, placement=placement_of(trace, grid)
     )
-    save_model(model, folder)
+    policy = msgspec.structs.replace(model.policy, max_usage_age=max_usage_age)
+    save_model(replace(model, policy=policy), folder)
 
 
 def failed_scheduling(world: World, name: str) -> Iterable[str]:

@@ -56,10 +56,8 @@ def test_every_file_of_the_folder_is_used(control_plane: ControlPlane, folder: P
 def test_the_pod_is_restricted(control_plane: ControlPlane, folder: Path) -> None:
     """Pod Security's strictest profile takes it, but for the host's network where it uses that."""
     admin, namespace = control_plane.admin, f"test-{secrets.token_hex(4)}"
-    workload.create_namespace(admin, namespace)
-    admin.patch(
-        f"/api/v1/namespaces/{namespace}",
-        {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}},
+    workload.create_namespace(
+        admin, namespace, {"pod-security.kubernetes.io/enforce": "restricted"}
     )
     spec = template(built(control_plane, folder))
     del spec["priorityClassName"]  # belongs to kube-system

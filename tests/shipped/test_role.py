@@ -15,7 +15,7 @@ from tests.controlplane.cluster import ControlPlane
 from tests.controlplane.process import wait_until
 from tests.e2e.world import DEPLOY, RESOURCE, shipped_account
 
-pytestmark = [pytest.mark.controlplane, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.controlplane, pytest.mark.timeout(900)]
 
 Right = tuple[str, str, str, str]
 """Where it holds (a namespace, or empty for everywhere), API group, resource, verb."""
@@ -44,7 +44,7 @@ def place(control_plane: ControlPlane) -> Iterator[Place]:
     workload.create_nodes(admin, [objects.node("role-node")])
     workload.create_pods(admin, [objects.pod("placed", namespace, node_name="role-node")])
     here = Place(control_plane, namespace, control_plane.client(user), user)
-    wait_until(lambda: _is_in_force(here), 30, "the API server has read the admission policy")
+    wait_until(lambda: _is_in_force(here), 120, "the API server has read the admission policy")
     yield here
     workload.delete_all(admin)
 
