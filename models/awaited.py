@@ -15,7 +15,7 @@ from models.calibration import score
 from models.forecaster import Prediction
 from models.grid import WINDOW
 from models.history import History
-from models.truth import MIN_OBSERVED, STEP, highest_known, sum_known
+from models.truth import MIN_OBSERVED, STEP, begun, highest_known, sum_known
 
 LATE = 2
 """Windows for which usage is awaited before it counts as unobserved: collectors deliver late."""
@@ -127,7 +127,7 @@ class Awaited:
         if not self._decisions or count <= 0:
             return []
         first = max(width - LATE - count, 0)  # what a short history lacks stays unknown
-        usage = history.usage[:, first : width - LATE]
+        usage = begun(history.usage, first, width - LATE)
         starts = settled - WINDOW * np.arange(usage.shape[1], 0, -1)
         totals = {
             id(members): sum_known(usage, members.pod, members.node, members.nodes)

@@ -38,6 +38,11 @@ TAIL = 5.0
 """The threshold is exceeded by this multiple of the target. A higher one has more exceedances to
 learn from, which look less like those that matter."""
 
+FAR = 10.0
+"""An exceedance counts as at most so many times that of the score that the accepted share exceeds.
+Of an exponential's one in ten million is larger. That of a machine that was idle for a week and
+wakes up is: its violation counts, but its size is no measure of what all others will need."""
+
 INDEPENDENT = 3.0
 """Machines whose scores of one window count as independent. Machines of one cluster share pods,
 tides and releases, so many of them say hardly more than a few; a higher number trusts them more."""
@@ -173,7 +178,8 @@ def tail_knob(
         return float(ordered[_position(above, accepted)])
     first = _position(above, share)
     threshold = float(ordered[first])
-    excess = float((mass[:first] * (ordered[:first] - threshold)).sum() / share)
+    far = FAR * (float(ordered[_position(above, accepted)]) - threshold)
+    excess = float((mass[:first] * np.minimum(ordered[:first] - threshold, far)).sum() / share)
     cases = 1.0 + INDEPENDENT * windows * share
     return threshold + excess * cases * float((share / accepted) ** (1 / cases) - 1)
 

@@ -40,6 +40,20 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     metrics: dict[str, float]
     importances: dict[str, float]
 
+    def saw(self, data_digest: str, first: float, last: float) -> bool | None:
+        """Whether the model was trained on usage of a trace in [first, last).
+
+        None where that is not known: it was trained on a trace of the same time with another
+        digest, which may hold other usage or the same with a column more.
+
+        Args:
+            data_digest: of the trace.
+            first, last: seconds since the epoch.
+        """
+        if self.stop <= first or last <= self.start:
+            return False
+        return True if self.data_digest == data_digest else None
+
 
 @dataclass(frozen=True, slots=True)
 class Model:

@@ -273,6 +273,11 @@ def _check_free(path: Path, *, overwrite: bool) -> None:
     foreign = [name for name in held if name not in FILES]
     if foreign:
         raise TraceError(f"{path} holds more than a trace ({foreign[0]}); name another folder.")
+    if path.samefile(Path.cwd()) or path.is_mount():
+        raise TraceError(
+            f"{path} is the working directory or a mount, which cannot be replaced; name a folder "
+            f"in it, such as {path / 'trace'}."
+        )
 
 
 def _hash_table(sha: hashlib._Hash, name: str, frame: pl.DataFrame) -> None:

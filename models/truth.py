@@ -35,6 +35,25 @@ def sum_known(usage: Floats | Floats32, pod: Ints, node: Ints, nodes: int) -> Fl
     return total
 
 
+def begun(usage: Floats32, first: int, stop: int) -> Floats32:
+    """Usage of the windows [first, stop), where a pod uses nothing before it was first observed.
+
+    A pod whose containers never start is never observed, and must not hide what the others use. A
+    window in which no pod at all was observed stays unknown: then usage was not read.
+
+    Args:
+        usage: [P, W] cores, NaN where not observed. What lies before ``first`` tells which pods
+            were observed earlier: their gaps stay.
+        first, stop: columns of it.
+    """
+    found = usage[:, first:stop].copy()
+    read = ~np.isnan(found).all(axis=0)
+    missing = np.flatnonzero(np.isnan(found).any(axis=1))
+    observed = np.logical_or.accumulate(~np.isnan(usage[missing, :stop]), axis=1)
+    found[missing] = np.where(read & ~observed[:, first:], np.float32(0), found[missing])
+    return found
+
+
 def highest_known(total: Floats) -> tuple[Floats, Ints]:
     """The highest known window of each row of [N, W] (-inf where none is), and how many are."""
     known = ~np.isnan(total)

@@ -51,8 +51,11 @@ class PrometheusSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
 
 def is_address(url: str) -> bool:
     """Whether a URL names a server that HTTP can reach."""
-    parts = urlsplit(url)
-    return parts.scheme in ("http", "https") and bool(parts.hostname)
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a bracket that is not closed, a port that is no number
+        return False
 
 
 def problems(prometheus: PrometheusSettings) -> Iterator[str]:

@@ -302,6 +302,7 @@ def test_the_command(
         (["--kubeconfig", "nowhere"], "kubeconfig nowhere cannot be used: there is no such file"),
         (["--ca-file", "nowhere"], "prometheus.ca_file: nowhere cannot be read"),
         (["--prometheus", "prometheus:9090"], "is no http:// or https:// address"),
+        (["--prometheus", "http://[bad"], "is no http:// or https:// address"),
         (["--end", "2999-01-01"], "is in the future"),
     ],
 )

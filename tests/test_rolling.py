@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from models.arrays import Floats
+from models.awaited import Awaited
 from models.calibration import (
     Calibration,
     Recalibrator,
@@ -26,7 +27,7 @@ from models.history import History, build_history
 from models.policy import HORIZONS
 from models.rolling import Progress, RollingForecast
 from models.shipped import shipped
-from models.truth import STEP
+from models.truth import STEP, begun
 
 NOW = 10 * 86_400
 
@@ -114,6 +115,41 @@ def test_another_process_goes_on_from_what_was_learned_and_awaited() -> None:
     assert msgspec.msgpack.encode(resumed.progress()) == msgspec.msgpack.encode(
         uninterrupted.progress()
     )
+
+
+def test_what_was_not_observed_is_a_gap_only_after_a_first_sample() -> None:
+    gap = np.nan
+    usage = np.array(
+        [
+            [1, 1, 2, gap, 3, gap],
+            [1, gap, gap, gap, gap, gap],
+            [gap, gap, gap, 4, gap, gap],
+            [gap, gap, gap, gap, gap, gap],
+        ],
+        np.float32,
+    )
+    # The last window was not read for anybody.
+    expected = [[2, gap, 3, gap], [gap] * 4, [0, 4, gap, gap], [0, 0, 0, gap]]
+    np.testing.assert_array_equal(begun(usage, 2, 6), expected)
+
+
+@pytest.mark.parametrize(("observed", "resolved"), [("never", 9), ("no longer", 0)])
+def test_a_pod_that_never_ran_hides_nobody_but_one_that_is_lost_does(
+    observed: str, resolved: int
+) -> None:
+    """Of twelve half hours, the last three have not resolved 1 h at the last one."""
+    awaited = Awaited((1,))
+    found = 0
+    for number in range(12):
+        both = history(NOW + number * STEP, [1.0, 1.0])
+        usage = both.usage.copy()
+        usage[1, -6 * number - 1 if observed == "no longer" else 0 :] = np.nan
+        past = build_history(both.time, usage, both.request, both.pod, both.node * 0, both.limit)
+        scores = [each.scores[0] for each in awaited.learn(past, names(2))]
+        found += int(np.isfinite(scores).sum())
+        said = np.ones((2, 1))
+        awaited.remember(past, Prediction(said, said, np.ones(2)))
+    assert found == resolved
 
 
 def test_what_has_not_resolved_changes_nothing() -> None:
@@ -227,6 +263,22 @@ def test_one_machine_that_exceeds_its_requests_raises_nobodys_forecast() -> None
             forecast = model.refresh(past, names(2), names(2, "n"))
         found.append(forecast.forecast[0])
     np.testing.assert_allclose(found[1], found[0])
+
+
+def test_one_machine_that_wakes_up_raises_nobodys_forecast() -> None:
+    rng = np.random.default_rng(0)
+    calm, awake = Recalibrator(calibration(), 0.01), Recalibrator(calibration(), 0.01)
+    column = HORIZONS.index(6)
+    for made in range(0, 3 * 86_400, STEP):
+        calm.knobs(made)
+        awake.knobs(made)
+        scores = np.append(rng.exponential(1.0, 99), 0.0)
+        calm.observe(made, column, scores)
+        scores[-1] = 500.0 if 43_200 <= made < 43_200 + 6 * 3600 else 0.0
+        awake.observe(made, column, scores)
+    later = 4 * 86_400
+    assert calm.knobs(later)[column] > 2
+    assert awake.knobs(later)[column] == pytest.approx(calm.knobs(later)[column], rel=0.1)
 
 
 def test_a_frozen_prediction_keeps_its_cap() -> None:

@@ -78,6 +78,8 @@ def test_a_file_is_read(tmp_path: Path) -> None:
             {"model": {"tracking_uri": "mlflow:5000"}},
             "tracking_uri: 'mlflow:5000' is neither",
         ),
+        ({"model": {"tracking_uri": "http://[bad"}}, "tracking_uri: 'http://[bad' is neither"),
+        ({"model": {"tracking_uri": "http://mlflow:port"}}, "model.tracking_uri"),
         ({"model": {"tracking_uri": "sqlite://foo.db"}}, "model.tracking_uri"),
         ({"model": {"tracking_uri": "sqlite:///"}}, "model.tracking_uri"),
         ({"model": {"tracking_uri": "http://u:secret@"}}, "model.tracking_uri: 'http://' is"),

@@ -226,6 +226,16 @@ def test_nothing_is_overwritten_by_chance(tmp_path: Path) -> None:
         write_trace(trace, tmp_path / "file", overwrite=True)
 
 
+@pytest.mark.parametrize("name", [".", "../here", ""])
+def test_the_working_directory_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(TraceError, match="is the working directory"), staged_folder(Path(name)):
+        pytest.fail("began to write")
+
+
 def test_a_failed_write_leaves_the_old_trace(tmp_path: Path) -> None:
     path = save(tmp_path / "t")
     before = digest(read_trace(path))

@@ -9,7 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
+import polars as pl
 import pytest
 from typer.testing import CliRunner
 
@@ -211,6 +213,60 @@ def test_an_unreachable_registry_is_reported_before_training(
     uri = f"http://127.0.0.1:{closed_port()}"
     with pytest.raises(RegistryError, match="cannot be used"):
         train("--trace", str(trace_folder), "--register", "--tracking-uri", uri)
+
+
+def test_a_folder_that_cannot_be_written_is_reported_before_training(
+    trace_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.train.fit_model", lambda *_: pytest.fail("trained first"))
+    (tmp_path / "file").touch()
+    with pytest.raises(SettingsError, match=r"--out: .*file/model cannot be written"):
+        train("--trace", str(trace_folder), "--out", str(tmp_path / "file" / "model"))
+
+
+def test_whether_a_model_saw_a_time_is_not_known_of_another_trace_of_it() -> None:
+    empty = shipped(CLASSICAL["max-7d"]).training
+    training = msgspec.structs.replace(empty, start=100, stop=200, data_digest="one")
+    assert training.saw("one", 199, 300) is True
+    assert training.saw("one", 0, 101) is True
+    assert training.saw("two", 199, 300) is None
+    for digest_ in ("one", "two"):
+        assert training.saw(digest_, 200, 300) is False
+        assert training.saw(digest_, 0, 100) is False
+
+
+def test_an_evaluation_leaves_out_what_was_never_observed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pod on each node that never ran; a model of the trace without them may have seen it."""
+    plain = generate_trace(ClusterSpec(seed=3, nodes=5, days=2))
+    assert plain.nodes is not None
+    silent = [
+        plain.pods.head(1).with_columns(
+            pod=pl.lit(f"default/silent-{node}"),
+            node=pl.lit(node),
+            start=plain.pods["start"].min(),
+            end=plain.pods["end"].max(),
+        )
+        for node in plain.nodes["node"]
+    ]
+    more = dataclasses.replace(plain, pods=pl.concat([plain.pods, *silent]))
+    model = shipped(CLASSICAL["max-7d"])
+    training = msgspec.structs.replace(
+        model.training, stop=usage_grid(plain).end, data_digest=digest(plain)
+    )
+    trained = dataclasses.replace(model, training=training)
+    monkeypatch.setattr("models.refs.resolve_model", lambda *_: trained)
+    found = []
+    for name, trace in (("plain", plain), ("more", more)):
+        write_trace(trace, tmp_path / name)
+        given = ["evaluate", "--trace", str(tmp_path / name), "--model", "m", "--horizon", "1"]
+        result = CliRunner().invoke(app, [*given, "--seeds", "1", "--json"], catch_exceptions=False)
+        found.append(json.loads(result.stdout))
+    assert found[0].pop("held_out") is False
+    assert found[1].pop("held_out") is None
+    assert "not known" in result.stderr
+    assert found[0] | {"trace": ""} == found[1] | {"trace": ""}
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -19,6 +19,7 @@ from models.classical import CLASSICAL
 from models.errors import TraceError
 from models.forecaster import Forecaster
 from models.grid import UsageGrid
+from trainer.dataset import check_requests
 from trainer.judging import (
     Judged,
     calibrate,
@@ -92,7 +93,7 @@ def backtest(
     """Judge every classical predictor, and the learned one, on a trace.
 
     Args:
-        grid: usage of the online pods.
+        grid: usage of the online pods that were observed (`trainer.dataset.observed`).
         placement: node of each of the grid's pods, where the trace knows it.
         fit: fits the learned forecaster; None judges the classical ones alone.
         seeds: how many; they are 0, 1, ...
@@ -121,17 +122,19 @@ def check_enough(
     Raises:
         TraceError: names what is too little, and how much is needed.
     """
+    if not grid.windows:
+        raise TraceError("the trace has no usage; an evaluation compares forecasts with usage")
     if placement is None:
-        found, what = len(grid.pods), "online pods"
+        found, what = len(grid.pods), "observed online pods"
     else:
-        found, what = len({node for node in placement if node is not None}), "nodes with pods"
+        found = len({node for node in placement if node is not None})
+        what = "nodes with observed online pods"
     if found < LEAST_PODS:
         raise TraceError(
             f"the trace has {found} {what}; an evaluation needs at least {LEAST_PODS}, "
             "to split them into train and test"
         )
-    if not grid.windows:
-        raise TraceError("the trace has no usage; an evaluation compares forecasts with usage")
+    check_requests(grid.request)
     days = (grid.end - grid.start) / 86_400
     # Calibration, the shortest share, must hold a few complete windows of the longest horizon.
     needed = (max(horizons) / 24 + 0.25) / (TEST_FROM - CALIBRATE_FROM)

@@ -50,13 +50,14 @@ def evaluate(
     from models.refs import resolve_model
     from models.trace import read_trace, usage_grid
     from trainer.backtest import BACKTEST_HORIZONS, Protocol, backtest, check_enough
+    from trainer.dataset import observed
     from trainer.machines import placement_of
     from trainer.report import summarise
 
     source = read_trace(trace)
     if source.usage is None:
         raise TraceError(f"{trace} has no usage.parquet; an evaluation compares forecasts with it")
-    grid = usage_grid(source)
+    grid = observed(usage_grid(source))
     placement = placement_of(source, grid)
     protocol = Protocol(horizons=_horizons(horizon, BACKTEST_HORIZONS))
     check_enough(grid, placement, protocol.horizons)
@@ -70,7 +71,7 @@ def evaluate(
         results,
         protocol,
         model="fitted" if given is None else given.version,
-        held_out=given is None or not _has_seen(given, source, grid),
+        held_out=True if given is None else _held_out(given, source, grid),
     )
     if log:
         _log(evaluation, source, tracking_uri)
@@ -117,13 +118,14 @@ def _using(model: Model) -> Fit | None:
     return lambda _seed, _pods: model.forecaster
 
 
-def _has_seen(model: Model, trace: Trace, grid: UsageGrid) -> bool:
-    """Whether a model was trained on a part of this trace that it is tested on."""
+def _held_out(model: Model, trace: Trace, grid: UsageGrid) -> bool | None:
+    """Whether a model was trained on nothing of what it is tested on; None: not known."""
     from models.trace import digest
     from trainer.backtest import TEST_FROM
 
     tested_from = grid.start + TEST_FROM * (grid.end - grid.start)
-    return model.training.stop > tested_from and model.training.data_digest == digest(trace)
+    saw = model.training.saw(digest(trace), tested_from, grid.end)
+    return None if saw is None else not saw
 
 
 def _log(evaluation: Evaluation, trace: Trace, tracking_uri: str) -> None:
@@ -148,7 +150,13 @@ def _show(evaluation: Evaluation, *, as_json: bool) -> None:
 
     from trainer.report import print_tables
 
-    if not evaluation.held_out:
+    if evaluation.held_out is None:
+        typer.echo(
+            "The model was trained on another trace that covers this one's test period: whether "
+            "its figures are held out is not known.",
+            err=True,
+        )
+    elif not evaluation.held_out:
         typer.echo(
             "The model was trained on this trace's test period: its figures are not held out.",
             err=True,

@@ -69,7 +69,7 @@ def train(
     registry = Registry(tracking_uri)
     if register:
         registry.prepare()
-    with TemporaryDirectory(prefix="archimedes-") as scratch, _progress() as progress:
+    with _scratch(out) as scratch, _progress() as progress:
         trained = training.train(
             source,
             Path(scratch),
@@ -85,6 +85,17 @@ def train(
     if promoted and version is not None:
         registry.promote(version, "the first version", user())
     _report(trained.model, source.name, version, out, promoted=promoted, as_json=as_json)
+
+
+def _scratch(out: Path | None) -> TemporaryDirectory[str]:
+    """A temporary folder, beside ``out``: whether that can be written is known before training."""
+    if out is None:
+        return TemporaryDirectory(prefix="archimedes-")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        return TemporaryDirectory(prefix=".archimedes-", dir=out.parent)
+    except OSError as e:
+        raise SettingsError(f"--out: {out} cannot be written: {e.strerror}") from e
 
 
 def _report(

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from models.arrays import Floats32, Ints
+from models.arrays import Floats, Floats32, Ints
+from models.errors import TraceError
 from models.features import FEATURE_NAMES, features
 from models.grid import UsageGrid
 from models.history import History
@@ -60,20 +61,44 @@ def training_machines(
     return _subset(machines, np.sort(rng.choice(len(machines), at_most, replace=False)))
 
 
+def observed(grid: UsageGrid) -> UsageGrid:
+    """The grid without pods that were never observed: what they use cannot be known.
+
+    On a machine with one of them, no peak would be known.
+    """
+    return _chosen(grid, np.flatnonzero(~np.isnan(grid.cpu).all(axis=1)))
+
+
+def check_requests(request: Floats) -> None:
+    """Refuse pods [P] none of which requests CPU: their machines' forecasts would all be 0.
+
+    Raises:
+        TraceError: says so.
+    """
+    if not (request > 0).any():
+        raise TraceError(
+            "no observed online pod of the trace requests CPU, and no machine is forecast more "
+            "than its pods request; use a trace that has cpu_request"
+        )
+
+
 def only_pods(grid: UsageGrid, machines: Machines) -> tuple[UsageGrid, Machines]:
     """The grid's pods that are on a machine at all: no history is then built of others."""
     used, pod = np.unique(machines.pod, return_inverse=True)
-    smaller = replace(
+    return _chosen(grid, used), replace(machines, pod=pod.astype(np.int64))
+
+
+def _chosen(grid: UsageGrid, pods: Ints) -> UsageGrid:
+    return replace(
         grid,
-        cpu=grid.cpu[used],
-        cpu_max=None if grid.cpu_max is None else grid.cpu_max[used],
-        pods=tuple(grid.pods[i] for i in used),
-        workloads=tuple(grid.workloads[i] for i in used),
-        request=grid.request[used],
-        born=grid.born[used],
-        gone=grid.gone[used],
+        cpu=grid.cpu[pods],
+        cpu_max=None if grid.cpu_max is None else grid.cpu_max[pods],
+        pods=tuple(grid.pods[i] for i in pods),
+        workloads=tuple(grid.workloads[i] for i in pods),
+        request=grid.request[pods],
+        born=grid.born[pods],
+        gone=grid.gone[pods],
     )
-    return smaller, replace(machines, pod=pod.astype(np.int64))
 
 
 def build_rows(

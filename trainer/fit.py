@@ -8,18 +8,25 @@ from dataclasses import dataclass
 import lightgbm as lgb
 import numpy as np
 
-from models.arrays import Floats, Ints
+from models.arrays import Bools, Floats, Floats32, Ints
 from models.calibration import fit_calibration, score
 from models.errors import TraceError
-from models.features import experts, input_names, inputs, unit
-from models.forecaster import Forecaster
+from models.features import FEATURE_NAMES, experts, input_names, inputs, unit
+from models.forecaster import Forecaster, Prediction
 from models.grid import UsageGrid
 from models.metrics import excess_reserve, pinball, violations
 from models.model import UNREGISTERED, Model, Training
 from models.policy import HORIZONS, Policy
 from models.quantile import HIGH, LOW, TREE_WEIGHT, HorizonModel, QuantileForecaster
 from models.tree_text import trees_only
-from trainer.dataset import LEAST_TIMES, Rows, build_rows, only_pods, training_machines
+from trainer.dataset import (
+    LEAST_TIMES,
+    Rows,
+    build_rows,
+    check_requests,
+    only_pods,
+    training_machines,
+)
 from trainer.linear import fit_weights
 from trainer.machines import Machines, decision_times, machine_history, peak_truth
 
@@ -35,6 +42,9 @@ LINEAR_ROWS = 20_000
 
 LEAST_ROWS = 500
 """Rows below which the 0.99 quantile of a horizon would rest on fewer than five cases."""
+
+LEAST_USED = 0.01
+"""Share of a machine's requests that its highest usage of a week reaches unless it is idle."""
 
 LEAST_PAST = 24 * 3600
 """Seconds of a trace's start that only serve as past: without a day there is no season to learn."""
@@ -166,6 +176,7 @@ class _Work:
         seen = chosen[~np.isnan(grid.cpu[chosen]).all(axis=1)]
         if len(seen) == 0:
             raise TraceError("the trace holds no usage of any online pod, nothing can be learned")
+        check_requests(grid.request[seen])
         at_most = max(max_rows // LEAST_TIMES, 1)
         self.grid: UsageGrid
         self.machines: Machines
@@ -199,11 +210,11 @@ class _Work:
 
     def scored(
         self, forecaster: Forecaster, share: tuple[float, float]
-    ) -> tuple[Ints, Floats, Floats, Floats, Floats]:
+    ) -> tuple[Ints, Prediction, Floats, Floats]:
         """Forecast at every half hour of a share of the time axis.
 
         Returns:
-            Times [R]; and location, scale, what the truth leaves to them, and scores, [R, H].
+            Times [R]; the predictions, what the truth leaves to them, and scores, [R, H].
         """
         times = decision_times(self.grid, *share)
         if len(times) == 0 or times[0] + LONGEST > self.grid.end:
@@ -216,10 +227,11 @@ class _Work:
             truth[:, np.array(HORIZONS) * 3600 + time > self.second(share[1])] = np.nan
             scores = score(prediction, truth, history.unknown)
             rest = truth - history.unknown[:, None]
-            found.append((prediction.location, prediction.scale, rest, scores))
+            found.append((prediction.location, prediction.scale, prediction.cap, rest, scores))
             self.progress("calibrate", (done + 1) / len(times))
-        location, scale, rest, scores = (np.concatenate(part) for part in zip(*found, strict=True))
-        return np.repeat(times, len(self.machines)), location, scale, rest, scores
+        location, scale, cap, rest, scores = map(np.concatenate, zip(*found, strict=True))
+        predictions = Prediction(location, scale, cap)
+        return np.repeat(times, len(self.machines)), predictions, rest, scores
 
     def second(self, share: float) -> int:
         return int(self.grid.start + share * (self.grid.end - self.grid.start))
@@ -236,12 +248,24 @@ class _Work:
 
 def _fit_horizon(rows: Rows, column: int, seed: int, threads: int) -> HorizonModel:
     hours = HORIZONS[column]
-    known = np.flatnonzero(~np.isnan(rows.truth[:, column]))
+    known = np.flatnonzero(~np.isnan(rows.truth[:, column]) & _busy(rows.features))
     features, peak = rows.features[known], rows.truth[known, column].astype(np.float64)
     location, spread = _fit_linear(experts(features, hours), peak, unit(features))
     scale_free, ratio = inputs(features, hours), peak / unit(features)
     low, high = (_fit_trees(scale_free, ratio, q, hours, seed, threads) for q in (LOW, HIGH))
     return HorizonModel(hours, location, spread, low, high)
+
+
+def _busy(features: Floats32) -> Bools:
+    """Which rows say something about ratios to the past week's highest usage, [R].
+
+    What follows a week of idleness is any multiple of it, a million times in a machine that wakes
+    up, and a few such rows would make the weights that all others are forecast with. All rows are
+    left where there is no other.
+    """
+    requests = features[:, FEATURE_NAMES.index("requests")]
+    busy: Bools = unit(features) >= LEAST_USED * requests
+    return busy if busy.any() else ~busy
 
 
 def _fit_linear(guesses: Floats, peak: Floats, highest: Floats) -> tuple[Floats, Floats]:
@@ -268,13 +292,13 @@ def _fit_trees(
 
 def _importances(models: Sequence[HorizonModel]) -> dict[str, float]:
     """Share of each input in the gain of all trees, largest first; horizons are added up."""
+    of_node = set.intersection(*(set(input_names(hours)) for hours in HORIZONS))
     total: dict[str, float] = {}
     for model in models:
-        suffix = f"_{model.hours}h"
         for booster in (model.low, model.high):
             gains = booster.feature_importance("gain")
             for name, gain in zip(booster.feature_name(), gains / max(gains.sum(), 1), strict=True):
-                own = name.removesuffix(suffix)
+                own = name if name in of_node else name.removesuffix(f"_{model.hours}h")
                 total[own] = total.get(own, 0.0) + float(gain) / (2 * len(models))
     return dict(sorted(total.items(), key=lambda item: -item[1]))
 
@@ -286,14 +310,18 @@ def _calibrated(
     policy: Policy,
     record: _Record,
 ) -> Model:
-    times, location, scale, truth, scores = work.scored(forecaster, share)
+    times, predictions, truth, scores = work.scored(forecaster, share)
     calibration = fit_calibration(scores, times)
     knobs = calibration.knobs(policy.target)
+    forecasts = {
+        "uncalibrated": predictions.at(np.full(len(HORIZONS), forecaster.default_knob)),
+        "calibrated": predictions.at(knobs),
+    }
     metrics: dict[str, float] = {}
     for j, hours in enumerate(HORIZONS):
         known = np.where(np.isnan(scores[:, j]), np.nan, truth[:, j])
-        for name, knob in (("uncalibrated", forecaster.default_knob), ("calibrated", knobs[j])):
-            forecast = np.maximum(location[:, j] + knob * scale[:, j], 0.0)
+        for name, every in forecasts.items():
+            forecast = every[:, j]
             violated = violations(forecast, known)[~np.isnan(known)]
             metrics[f"{name}_violation_rate_{hours}h"] = float(violated.mean())
             metrics[f"{name}_excess_reserve_{hours}h"] = excess_reserve(forecast, known)
@@ -309,7 +337,8 @@ def _calibrated(
         data_digest=record.data_digest,
         git_revision=record.git_revision,
         parameters=record.parameters,
-        metrics=metrics,
+        # Ratios to a truth that is 0 throughout are not known, and the manifest holds numbers only.
+        metrics={name: value for name, value in metrics.items() if np.isfinite(value)},
         importances=record.importances,
     )
     return Model(UNREGISTERED, forecaster, calibration, policy, training)

@@ -95,8 +95,9 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     """What `trainer evaluate --json` prints.
 
     model: the version that was judged, "fitted" where one was fitted for each seed, None without
-    a learned forecaster. held_out: whether that model cannot have seen the test period. machines:
-    tested on, all seeds together. rows, shipped, cold_start, cpu_max: see `SeedResult`.
+    a learned forecaster. held_out: whether that model cannot have seen the test period, None where
+    that is not known (`models.model.Training.saw`). machines: tested on, all seeds together. rows,
+    shipped, cold_start, cpu_max: see `SeedResult`.
     """
 
     trace: str
@@ -105,7 +106,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     test_days: float
     model: str | None
     learned: str | None
-    held_out: bool
+    held_out: bool | None
     rows: tuple[Row, ...]
     shipped: tuple[Row, ...]
     cold_start: tuple[Row, ...]
@@ -120,7 +121,7 @@ def summarise(
     protocol: Protocol,
     *,
     model: str | None,
-    held_out: bool,
+    held_out: bool | None,
 ) -> Evaluation:
     """Put the seeds' figures together; see `Evaluation`."""
     rows = _means([result.rows for result in results])

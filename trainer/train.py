@@ -17,6 +17,7 @@ from models.policy import Policy
 from models.registry import Registry
 from models.trace import Trace, digest, usage_grid
 from models.versions import FORECASTER_TAG, REVISION_TAG, TARGET_TAG, TRACE_TAG, DataSource
+from trainer.dataset import observed
 from trainer.figures import draw
 from trainer.fit import Progress, fit_model
 from trainer.held_out import look_at
@@ -54,7 +55,7 @@ def train(
     Raises:
         TraceError: the trace is too short or has too few pods.
     """
-    grid = usage_grid(trace)
+    grid = observed(usage_grid(trace))
     placement = placement_of(trace, grid)
     model = fit_model(
         grid,

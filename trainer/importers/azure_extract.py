@@ -71,10 +71,10 @@ def read(
             f"{maxima} has other rows or machines than {file.name}; export both again."
         )
     second = _seconds(mean[_ROW], file, start)
-    names = choose(mean.columns[1:], limit, seed)
+    names = choose(_lasting(second, mean, min_days), limit, seed)
     for first in range(0, len(names), _COLUMNS_AT_ONCE):
         columns = names[first : first + _COLUMNS_AT_ONCE]
-        yield _part(second, mean.select(columns), peak, min_days)
+        yield _part(second, mean.select(columns), peak)
 
 
 def _table(file: Path) -> pl.DataFrame:
@@ -131,9 +131,17 @@ def _seconds(rows: pl.Series, file: Path, start: datetime) -> pl.Series:
     return seconds
 
 
-def _part(
-    second: pl.Series, mean: pl.DataFrame, peak: pl.DataFrame | None, min_days: float
-) -> Part:
+def _lasting(second: pl.Series, mean: pl.DataFrame, min_days: float) -> list[str]:
+    """The machines that have a reading and lived for so many days."""
+
+    def lasts(name: str) -> bool:
+        seen = second.filter(mean[name].is_not_null())
+        return not seen.is_empty() and seen[-1] + WINDOW - seen[0] >= min_days * 86_400
+
+    return [name for name in mean.columns[1:] if lasts(name)]
+
+
+def _part(second: pl.Series, mean: pl.DataFrame, peak: pl.DataFrame | None) -> Part:
     def tall(table: pl.DataFrame, value: str) -> pl.Series:
         return table.unpivot(value_name=value)[value] / 100
 
@@ -151,7 +159,6 @@ def _part(
         start=pl.col("second").min().cast(pl.Float64),
         end=pl.col("second").max().cast(pl.Float64) + WINDOW,
     )
-    lives = lives.filter(pl.col("end") - pl.col("start") >= min_days * 86_400)
     pods = lives.select(
         "pod",
         moment("start"),
@@ -160,4 +167,4 @@ def _part(
         cpu_request=pl.lit(1.0),
         memory_request=pl.lit(None, pl.Float64),
     )
-    return Part(to_windows(readings.join(lives, on="pod", how="semi")), pods)
+    return Part(to_windows(readings), pods)
