@@ -24,5 +24,9 @@ class RegistryError(ArchimedesError):
     """The registry cannot be reached, or has no such model, version or alias."""
 
 
+class UnknownVersionError(RegistryError):
+    """The registry was reached and has no version of that number: it was deleted, or never was."""
+
+
 class SettingsError(ArchimedesError):
     """A setting that is unknown, of the wrong type, or out of range."""

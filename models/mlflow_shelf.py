@@ -42,6 +42,10 @@ class MlflowShelf:
         """Let an alias name none."""
         self._client.delete_registered_model_alias(MODEL_NAME, alias)
 
+    def has(self, version: str) -> bool:
+        """Whether the version exists."""
+        return any(str(found.version) == version for found in all_versions(self._client))
+
     def history(self) -> list[Event]:
         """Every change of the champion, the oldest first."""
         events = [

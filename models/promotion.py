@@ -7,12 +7,15 @@ left half done. One promoter at a time: the registry has no lock that two could 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Literal, Protocol
 
 import msgspec
 
 from models.errors import RegistryError
+
+log = logging.getLogger(__name__)
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,6 +49,9 @@ class Shelf(Protocol):
 
     def delete_alias(self, alias: str) -> None:
         """Remove an alias that exists."""
+
+    def has(self, version: str) -> bool:
+        """Whether the version exists: it may have been deleted."""
 
     def history(self) -> list[Event]:
         """What was recorded, the oldest first."""
@@ -126,16 +132,25 @@ def _change(
 
 
 def _complete(shelf: Shelf) -> Event | None:
-    """Finish what was begun, if anything."""
+    """Finish what was begun, if anything; None too where its version was deleted meanwhile."""
     event = shelf.intent()
-    if event is not None:
-        _apply(shelf, event)
+    if event is None:
+        return None
+    if not shelf.has(event.champion):
+        log.warning(
+            "the interrupted %s of version %s is dropped: the version was deleted",
+            event.action,
+            event.champion,
+        )
+        shelf.finish()
+        return None
+    _apply(shelf, event)
     return event
 
 
 def _apply(shelf: Shelf, event: Event) -> None:
     """Make an event true, whatever part of it was done before."""
-    if event.previous is not None:
+    if event.previous is not None and shelf.has(event.previous):
         shelf.set_alias("previous", event.previous)
     shelf.set_alias("champion", event.champion)
     if shelf.aliases().get("challenger") == event.champion:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.check import check_model
-from models.errors import RegistryError
+from models.errors import RegistryError, UnknownVersionError
 from models.mlflow_client import (
     aliases_of,
     all_versions,
@@ -150,6 +150,9 @@ class Registry:
             champion: the version that served.
             figures: by name; what is not finite is left out.
             now: seconds since the epoch.
+
+        Raises:
+            UnknownVersionError: there is no such challenger, or no longer.
         """
         from mlflow.entities import Metric
 
@@ -259,7 +262,7 @@ class Registry:
             )
         found = [v for v in all_versions(client) if int(v.version) == int(number)]
         if not found:
-            raise RegistryError(
+            raise UnknownVersionError(
                 f"version {number} is not in {self._shown}; `archimedes models list` shows "
                 "what there is"
             )

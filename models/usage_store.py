@@ -111,15 +111,16 @@ class UsageStore:
 
         Args:
             pods: ``namespace/name``.
-            end: seconds since the epoch at which the last column ends, not after `time`, which it
-                is by default. What lay more than a week before `time` is no longer known.
+            end: seconds since the epoch at which the last column ends, `time` by default. What
+                lies after `time` is not known yet, what lies more than a week before it no longer.
         """
         taken = np.full((len(pods), WEEK), np.nan, np.float32)
         rows = self._rows_of(pods)
-        later = 0 if end is None else self._stop - end // WINDOW
-        kept = np.arange(self._stop - WEEK, max(self._stop - later, self._stop - WEEK)) % WEEK
+        stop = self._stop if end is None else end // WINDOW
+        kept = np.arange(max(stop, self._stop) - WEEK, min(stop, self._stop))  # window numbers
+        first = max(self._stop - stop, 0)
         for stored, own in self._by_block(rows):
-            taken[own, later:] = stored[np.ix_(rows[own] % _BLOCK, kept)]
+            taken[own, first : first + len(kept)] = stored[np.ix_(rows[own] % _BLOCK, kept % WEEK)]
         return taken
 
     def newest(self, pods: Sequence[str]) -> Floats:
@@ -178,12 +179,13 @@ class UsageReader:
         self._delay = settings.delay_seconds
         self._missing: deque[tuple[int, int]] = deque()
 
-    async def catch_up(self, now: float, pods: Collection[str]) -> None:
+    async def catch_up(self, now: float, pods: Collection[str], known: int = 0) -> None:
         """Read every complete window that is not known yet.
 
         Args:
             now: seconds since the epoch.
             pods: whose usage matters, ``namespace/name``.
+            known: seconds since the epoch up to which others knew usage: read whatever ``now`` is.
 
         Raises:
             UsageError: a query failed. What it asked for is asked for again in the next call, after
@@ -191,7 +193,8 @@ class UsageReader:
         """
         if self._source is None:
             return
-        self._plan(int((now - self._delay) // WINDOW), max(len(pods), 1))
+        stop = max(int((now - self._delay) // WINDOW), known // WINDOW)
+        self._plan(stop, max(len(pods), 1))
         while self._missing:
             first, windows = self._missing.popleft()
             try:

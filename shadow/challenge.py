@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -96,23 +96,33 @@ def resolved(time: float, hours: int, store: UsageStore) -> bool:
 
 
 def real_peaks(
-    store: UsageStore, pods: Sequence[str], node: Ints, nodes: int, time: float, hours: int
+    store: UsageStore,
+    pods: Sequence[str],
+    here: Collection[str],
+    node: Ints,
+    nodes: int,
+    time: float,
+    hours: int,
 ) -> Floats:
     """The highest window of nodes' pods within a horizon, [N] cores; NaN where it is not known.
 
-    A pod that has ended meanwhile uses nothing from its last window on.
+    A pod that has ended meanwhile uses nothing from its last window on. One has ended that is no
+    longer listed and was not observed where others were: an outage of the monitoring ends nobody.
 
     Args:
         store: knows the horizon's windows.
         pods: P names; node: [P] the row of each pod's node, of ``nodes`` rows.
+        here: names of the pods that are still listed.
         time: seconds since the epoch at which the horizon begins, and its ``hours``.
     """
     begin = int(time) // WINDOW * WINDOW
     end = begin + hours * 3600
     usage = store.take(pods, end)[:, -(hours * 3600 // WINDOW) :]
     starts = begin + WINDOW * np.arange(usage.shape[1])
-    ended = store.newest(pods) < store.time - LATE * WINDOW
-    after = starts[None, :] >= store.newest(pods)[:, None]
+    newest = store.newest(pods)
+    listed = np.array([pod in here for pod in pods], bool)
+    ended = (newest < store.fresh - LATE * WINDOW) & ~listed
+    after = starts[None, :] >= newest[:, None]
     usage = np.where(np.isnan(usage) & after & ended[:, None], np.float32(0), usage)
     total = sum_known(usage, np.arange(len(pods)), node, nodes)
     peak, known = highest_known(total)

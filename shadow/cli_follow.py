@@ -14,7 +14,7 @@ import structlog
 import typer
 
 from extender.recording import SUFFIX
-from models.errors import ArchimedesError, RegistryError, SettingsError
+from models.errors import ArchimedesError, ArtifactError, RegistryError, SettingsError
 from models.grid import WINDOW
 from models.model import Model
 from models.store import ALIASES, DEFAULT_TRACKING_URI, copies
@@ -80,21 +80,23 @@ def follow(
     structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
     settings = _checked(prometheus, token_file, ca_file, query, cluster_label or [])
     registry = Registry(tracking_uri)
-    found = asyncio.run(
-        _run(
-            settings,
-            lambda source: Follower(
-                decisions,
-                Path(f"{decisions}{SUFFIX}"),
-                source,
+    file = StateFile(state)
+    with file.alone():
+        found = asyncio.run(
+            _run(
                 settings,
-                StateFile(state),
-                Challenger(challenger, tracking_uri, registry, Path(f"{state}.models")),
-                registry.log_shadow,
-            ),
-            once=once,
+                lambda source: Follower(
+                    decisions,
+                    Path(f"{decisions}{SUFFIX}"),
+                    source,
+                    settings,
+                    file,
+                    Challenger(challenger, tracking_uri, registry, Path(f"{state}.models")),
+                    registry.log_shadow,
+                ),
+                once=once,
+            )
         )
-    )
     _print(found, as_json=as_json)
 
 
@@ -140,23 +142,27 @@ class Challenger:
         self._registry = registry
         self._store = store
         self._model: Model | None = None
+        self._answered = False  # then the last answer, which may be none, outlives any failure
 
     def __call__(self) -> Model | None:
         """The model, None where the alias names none.
 
         Raises:
-            ArchimedesError: it cannot be had, now or from an earlier time.
+            ArchimedesError: it cannot be had, and was not had earlier.
         """
         try:
             if self._ref in ALIASES:
                 self._follow_alias()
             elif self._model is None:
                 self._model = self._load()
-        except RegistryError as e:
-            self._model = self._model or self._copy()
-            if self._model is None:
-                raise
-            log.warning("goes on with what is here", version=self._model.version, error=str(e))
+        except (ArtifactError, RegistryError) as e:
+            if not self._answered:
+                self._model = self._copy()
+                if self._model is None:
+                    raise
+            version = self._model.version if self._model else None
+            log.warning("goes on with what is here", version=version, error=str(e))
+        self._answered = True
         return self._model
 
     def _load(self) -> Model:

@@ -6,7 +6,7 @@ moment: what it has not saved, it does again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import msgspec
@@ -16,7 +16,7 @@ import structlog
 from extender.decision_log import Binding, Decision
 from extender.recording import Recorded, Refresh
 from models.arrays import Packed
-from models.errors import ArchimedesError
+from models.errors import ArchimedesError, UnknownVersionError
 from models.model import Model
 from models.policy import HORIZONS
 from models.truth import STEP
@@ -39,7 +39,11 @@ LOG_SECONDS = 300.0
 log = structlog.get_logger()
 
 Publish = Callable[[str, str, dict[str, float], float], None]
-"""Logs a challenger's figures against a champion at a time; raises RegistryError."""
+"""Logs a challenger's figures against a champion at a time.
+
+Raises UnknownVersionError where the challenger was deleted, another RegistryError where the
+registry cannot be used.
+"""
 
 
 class Follower:
@@ -101,9 +105,12 @@ class Follower:
         pods = frozenset[str]().union(*self._watched.values(), *(r.pods for r in refreshes))
         if pods:
             # While we are behind, usage is read no further than the log: pods that are in the log's
-            # next stretch only would never be asked for.
+            # next stretch only would never be asked for. But as far as any refresh knew it, also
+            # where the extender waits less long for late samples, or its clock is ahead of ours.
+            until = min(now, batch.time) if batch.full else now
+            known = max((refresh.usage_end for refresh in refreshes), default=0)
             try:
-                await self._reader.catch_up(min(now, batch.time) if batch.full else now, pods)
+                await self._reader.catch_up(until, pods, known)
             except UsageError:
                 self._events = self._begin()
                 raise  # what was read is read again
@@ -250,18 +257,24 @@ class Follower:
         kept = self._file.forecasts(pending.time)
         tally = self._tally(pending.trial)
         allocatable, row, count = kept.allocatable.array(), kept.row.array(), len(kept.nodes)
+        here = self._here()
         sides = (tally.champion, kept.champion.array()), (tally.challenger, kept.challenger.array())
         for hours in due:
             at = HORIZONS.index(hours)
-            truth = real_peaks(self._store, kept.pods, row, count, pending.time, hours)
+            truth = real_peaks(self._store, kept.pods, here, row, count, pending.time, hours)
             for side, forecast in sides:
                 judge(side, forecast[:, at], truth, allocatable, kept.policy)
+
+    def _here(self) -> Collection[str]:
+        """The pods that the newest refresh lists."""
+        return () if self._refresh is None else self._refresh.pods
 
     def _regret(self, found: Choice) -> None:
         """By how much the chosen node's real slack is below that of the best candidate."""
         tally, kept = self._tally(found.trial), self._file.forecasts(found.refresh)
         pods, row = kept.on(found.nodes)
-        peaks = real_peaks(self._store, pods, row, len(found.nodes), found.time, found.hours)
+        here, count = self._here(), len(found.nodes)
+        peaks = real_peaks(self._store, pods, here, row, count, found.time, found.hours)
         slack = dict(zip(found.nodes, np.array(found.room) - peaks, strict=True))
         champion, challenger = slack[found.bound], slack[found.chosen]
         if not np.isfinite(champion + challenger):
@@ -310,12 +323,17 @@ class Follower:
             state.logged[trial] = point
 
     def _hand_over(self) -> None:
-        """Give the registry the figures that wait for it; while it is away the oldest go first."""
+        """Give the registry the figures that wait for it, the oldest first.
+
+        While it is away they wait; those of a version that was deleted have nowhere to go.
+        """
         while self._publish is not None and self._state.unlogged:
             point = self._state.unlogged[0]
             challenger, champion = point.trial.challenger, point.trial.champion
             try:
                 self._publish(challenger, champion, point.figures, point.time)
+            except UnknownVersionError as e:
+                log.warning("figures are dropped", challenger=challenger, error=str(e))
             except ArchimedesError as e:
                 log.warning("figures wait for the registry", error=str(e))
                 return

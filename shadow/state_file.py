@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,6 +19,7 @@ import msgspec
 import pyarrow as pa
 
 from models.errors import ArchimedesError
+from models.lock import locked
 from shadow.live_state import Forecasts, LiveState
 from shadow.trial import TrialProgress
 
@@ -35,6 +38,17 @@ class StateFile:
         self._path = path
         self._folder = path.with_name(path.name + ".pending")
         self._saved = b""
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep the state to this process: two would remove what the other's state refers to.
+
+        Raises:
+            ArchimedesError: another process has it, or it cannot be written.
+        """
+        _make_folder_of(self._path)
+        with locked(self._path, kind="state file", user="`archimedes shadow follow`"):
+            yield
 
     def load(self) -> LiveState:
         """The last saved state, or a new one.
@@ -124,14 +138,23 @@ def _opened(sealed: bytes, kind: type[_Content]) -> _Content:
 def _replace(path: Path, content: bytes) -> None:
     """Write all of a file or nothing of it, also where power fails."""
     fresh = path.with_name(path.name + ".new")
+    _make_folder_of(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with fresh.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         fresh.replace(path)
     except OSError as e:
-        raise ArchimedesError(
-            f"{path} cannot be written: {e.strerror}; name another --state"
-        ) from e
+        raise _unwritable(path, e) from e
+
+
+def _make_folder_of(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise _unwritable(path, e) from e
+
+
+def _unwritable(path: Path, error: OSError) -> ArchimedesError:
+    return ArchimedesError(f"{path} cannot be written: {error.strerror}; name another --state")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
@@ -33,44 +35,47 @@ def follow_log(path: Path, position: Position) -> Iterator[tuple[Record, Positio
         ArchimedesError: the log cannot be read, or a whole line of it is no record.
     """
     older = path.with_suffix(path.suffix + ".1")
-    names = {file: _first_line(file) for file in (older, path)}
-    current = names[path]
-    if position.file and position.file == current:
-        yield from _lines(path, position)
-        return
-    if names[older]:
-        begin = position if position.file == names[older] else Position(names[older])
-        yield from _lines(older, begin)
-    if current:
-        yield from _lines(path, Position(current))
+    # The current file is opened first: one that is rotated meanwhile is then found twice. The other
+    # way round it would be found in neither place.
+    with _opened(path) as file, _opened(older) as rotated:
+        current, before = _first_line(file), _first_line(rotated)
+        if position.file and position.file == current:
+            yield from _lines(path, file, position)
+            return
+        if before and before != current:
+            begin = position if position.file == before else Position(before)
+            yield from _lines(older, rotated, begin)
+        if current:
+            yield from _lines(path, file, Position(current))
 
 
-def _first_line(path: Path) -> str:
-    """The digest of a file's first line; empty where there is none, or only half of it."""
+def _opened(path: Path) -> BinaryIO:
+    """The file, or an empty one where there is none."""
     try:
-        with path.open("rb") as file:
-            line = file.readline()
+        return path.open("rb")
     except FileNotFoundError:
-        return ""
+        return BytesIO()
     except OSError as e:
         raise ArchimedesError(f"decision log {path} cannot be read: {e.strerror}") from e
+
+
+def _first_line(file: BinaryIO) -> str:
+    """The digest of a file's first line; empty where there is none, or only half of it."""
+    line = file.readline()
     return hashlib.sha256(line).hexdigest()[:32] if line.endswith(b"\n") else ""
 
 
-def _lines(path: Path, position: Position) -> Iterator[tuple[Record, Position]]:
-    with path.open("rb") as file:
-        if hashlib.sha256(file.readline()).hexdigest()[:32] != position.file:
-            return  # rotated since the look: the next call finds it
-        file.seek(position.offset)
-        for line in file:
-            if not line.endswith(b"\n"):
-                return
-            try:
-                record = decode_record(line)
-            except msgspec.DecodeError as e:
-                raise ArchimedesError(
-                    f"decision log {path}: the line at byte {file.tell() - len(line)} is no "
-                    f"record of a decision ({e}); name the file that decision_log names"
-                ) from e
-            position = Position(position.file, position.offset + len(line))
-            yield record, position
+def _lines(path: Path, file: BinaryIO, position: Position) -> Iterator[tuple[Record, Position]]:
+    file.seek(position.offset)
+    for line in file:
+        if not line.endswith(b"\n"):
+            return
+        try:
+            record = decode_record(line)
+        except msgspec.DecodeError as e:
+            raise ArchimedesError(
+                f"decision log {path}: the line at byte {position.offset} is no record of a "
+                f"decision ({e}); name the file that decision_log names"
+            ) from e
+        position = Position(position.file, position.offset + len(line))
+        yield record, position

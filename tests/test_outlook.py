@@ -11,7 +11,7 @@ from extender.outlook import Champion, CountedPod
 from models import node_groups
 from models.arrays import Floats32
 from models.classical import classical
-from models.grid import DAY, WINDOW
+from models.grid import DAY, WEEK, WINDOW
 from models.shipped import shipped
 from models.usage_source import PrometheusSettings, UsageBlock
 from models.usage_store import UsageReader, UsageStore
@@ -81,6 +81,18 @@ def test_groups_learn_together(monkeypatch: pytest.MonkeyPatch) -> None:
         np.testing.assert_allclose(found.expected, expected.expected, rtol=1e-9)
     fresh = Champion(model).outlook(NODES, ALLOCATABLE, PODS, store).forecast
     assert (fresh.forecast != expected.forecast).any()  # there was something to learn
+
+
+def test_usage_taken_up_to_another_time_is_the_same_usage() -> None:
+    store = used()
+    now = store.take(KEYS)
+    assert np.isfinite(now[:, -1]).all()
+    earlier, later = (store.take(KEYS, store.time + by * WINDOW) for by in (-2, 2))
+    np.testing.assert_array_equal(earlier[:, 2:], now[:, :-2])
+    np.testing.assert_array_equal(later[:, :-2], now[:, 2:])
+    assert np.isnan(later[:, -2:]).all()  # not known yet
+    for far in (-WEEK, WEEK):
+        assert np.isnan(store.take(KEYS, store.time + far * WINDOW)).all()
 
 
 async def test_usage_is_read_anew_after_the_clock_was_ahead() -> None:

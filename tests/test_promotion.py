@@ -22,6 +22,7 @@ class FakeShelf:
 
     def __init__(self, aliases: Mapping[str, str], dies_before: int = 10_000) -> None:
         self._aliases = dict(aliases)
+        self._deleted: set[str] = set()
         self._recorded: dict[int, Event] = {}
         self._intent: Event | None = None
         self.audited: dict[int, Event] = {}
@@ -38,6 +39,8 @@ class FakeShelf:
 
     def set_alias(self, alias: str, version: str) -> None:
         self._write()
+        if version in self._deleted:
+            raise RegistryError(f"version {version} not found")
         self._aliases[alias] = version
         self.champions.append(self._aliases.get("champion"))
 
@@ -45,6 +48,15 @@ class FakeShelf:
         self._write()
         del self._aliases[alias]
         self.champions.append(self._aliases.get("champion"))
+
+    def has(self, version: str) -> bool:
+        return version not in self._deleted
+
+    def delete_version(self, version: str) -> None:
+        """As MLflow does: the version's aliases and its events go with it."""
+        self._deleted.add(version)
+        self._aliases = {a: v for a, v in self._aliases.items() if v != version}
+        self._recorded = {n: e for n, e in self._recorded.items() if e.champion != version}
 
     def history(self) -> list[Event]:
         return [self._recorded[number] for number in sorted(self._recorded)]
@@ -165,6 +177,34 @@ def test_an_interrupted_promotion_is_completed_before_a_rollback() -> None:
     roll_back(shelf)
     assert shelf.aliases() == {"champion": "1", "previous": "2"}
     assert [event.action for event in shelf.history()] == ["promote", "rollback"]
+
+
+@pytest.mark.parametrize("change", [lambda s: promote(s, "3", "safe", "me", 20.0), roll_back])
+def test_an_interrupted_promotion_of_a_deleted_version_stands_in_nobodys_way(
+    change: Change, caplog: pytest.LogCaptureFixture
+) -> None:
+    shelf = FakeShelf(STATE, dies_before=1)  # the intent was written, and nothing else
+    with pytest.raises(KilledError):
+        promote_2(shelf)
+    shelf.dies_before = 10_000
+    shelf.delete_version("2")
+    event = change(shelf)
+    assert isinstance(event, Event)
+    assert shelf.aliases() == {"champion": event.champion, "previous": "1"}
+    assert shelf.history() == [event]
+    assert shelf.intent() is None
+    assert "interrupted promote of version 2 is dropped" in caplog.text
+
+
+def test_an_interrupted_promotion_whose_old_champion_was_deleted_is_completed() -> None:
+    shelf = FakeShelf(STATE, dies_before=1)
+    with pytest.raises(KilledError):
+        promote_2(shelf)
+    shelf.dies_before = 10_000
+    shelf.delete_version("1")
+    promote_2(shelf)
+    assert shelf.aliases() == {"champion": "2", "previous": "0"}
+    assert [event.champion for event in shelf.history()] == ["2"]
 
 
 @given(

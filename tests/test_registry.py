@@ -167,6 +167,29 @@ def test_a_killed_promotion_is_completed_by_the_next(
     assert [e.champion for e in again.history()] == ["1", "2"]
 
 
+def test_a_killed_promotion_of_a_deleted_version_stands_in_no_rollbacks_way(
+    database_uri: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    def dies(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    registry = Registry(database_uri)
+    for _ in range(3):
+        register(registry, folder)
+    registry.promote("1", "first")
+    registry.promote("2", "better")
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "set_registered_model_alias", dies)
+        with pytest.raises(KeyboardInterrupt):
+            registry.promote("3", "better still")
+    MlflowClient(database_uri, database_uri).delete_model_version(MODEL_NAME, "3")
+    event = registry.rollback("it evicts")
+    assert (event.action, event.champion) == ("rollback", "1")
+    assert aliases(registry) == {"champion": "1", "previous": "2"}
+
+
 def test_pull_brings_the_files_as_they_were(
     tracking_uri: str, folder: Path, tmp_path: Path
 ) -> None:

@@ -10,9 +10,12 @@ import pytest
 from extender.locks import Lock
 from extender.recording import Recorded, Refresh
 from models.arrays import Ints
+from models.grid import DAY, WINDOW
 from models.policy import HORIZONS
 from models.rolling import Forecast
-from shadow.challenge import challenged
+from models.usage_source import UsageBlock
+from models.usage_store import UsageStore
+from shadow.challenge import challenged, real_peaks, resolved
 from tests.extender_world import PLAIN, START, World, pod_json
 from tests.test_recording import entries
 
@@ -58,3 +61,34 @@ def test_locks_withhold_from_the_challenger_all_that_they_ask_for(
     before, under, after = recorded(tmp_path, lock)
     assert free(under, cores).tolist() == expected
     assert free(before, cores).tolist() == free(after, cores).tolist() == [expected[1]] * 2
+
+
+BEGIN = int(START) // WINDOW * WINDOW
+PODS = ("default/a", "default/b")
+
+
+def used(observed: dict[str, float]) -> UsageStore:
+    """A day in which both pods use two cores, then two hours in which only some are observed."""
+    store = UsageStore()
+    store.write(UsageBlock(BEGIN - DAY * WINDOW, PODS, np.full((2, DAY), 2.0, np.float32)), PODS)
+    cpu = np.repeat(np.array(list(observed.values()), np.float32)[:, None], 24, axis=1)
+    store.write(UsageBlock(BEGIN, tuple(observed), cpu.reshape(len(observed), 24)), PODS)
+    return store
+
+
+@pytest.mark.parametrize(
+    ("observed", "here", "expected"),
+    [
+        ({}, PODS, [np.nan, np.nan]),  # nothing was scraped
+        ({}, (), [np.nan, np.nan]),  # and both ended meanwhile: how much they used nobody knows
+        ({"default/b": 3.0}, PODS, [np.nan, 3.0]),  # one node was not scraped
+        ({"default/b": 3.0}, PODS[1:], [0.0, 3.0]),  # the pod is gone
+    ],
+)
+def test_only_what_has_ended_uses_nothing(
+    observed: dict[str, float], here: tuple[str, ...], expected: list[float]
+) -> None:
+    store = used(observed)
+    assert resolved(BEGIN, 1, store)
+    peaks = real_peaks(store, PODS, here, np.arange(2), 2, BEGIN, 1)
+    np.testing.assert_array_equal(peaks, expected)

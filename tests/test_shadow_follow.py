@@ -12,7 +12,7 @@ import pytest
 
 from models.artifact import save_model
 from models.classical import CLASSICAL
-from models.errors import ArchimedesError, RegistryError
+from models.errors import ArchimedesError, ArtifactError, RegistryError, UnknownVersionError
 from models.grid import DAY, WINDOW
 from models.model import Model
 from models.policy import Policy
@@ -22,7 +22,7 @@ from models.usage_source import PrometheusSettings, UsageBlock, UsageError
 from shadow import batch, follow, state_file
 from shadow.cli_follow import Challenger
 from shadow.follow import Follower, Publish
-from shadow.live_state import LiveState, Versions
+from shadow.live_state import LiveState, Point, Versions
 from shadow.state_file import StateFile
 from tests.extender_world import START, World, as_pod, binding, pod_json
 
@@ -251,6 +251,27 @@ async def test_figures_wait_while_the_registry_is_away(decisions: Path, tmp_path
     assert given == [("3", "2", *point) for point in zip(joined, times, strict=True)]
 
 
+async def test_figures_of_a_deleted_challenger_hold_up_no_others(
+    decisions: Path, tmp_path: Path
+) -> None:
+    given = list[str]()
+
+    def publish(version: str, _against: str, _figures: dict[str, float], _now: float) -> None:
+        if version == "3":
+            raise UnknownVersionError("version 3 is not in the registry")
+        given.append(version)
+
+    shadow = follower(decisions, tmp_path / "state")
+    await shadow.cycle(MOMENTS[0])
+    shadow.state.unlogged.append(Point(Versions("2", "4"), MOMENTS[0], {"joined": 1.0}))
+    assert [point.trial.challenger for point in shadow.state.unlogged] == ["3", "4"]
+    StateFile(tmp_path / "state").save(shadow.state)
+    shadow = follower(decisions, tmp_path / "state", publish)
+    await shadow.cycle(MOMENTS[0])
+    assert given == ["4"]
+    assert not shadow.state.unlogged
+
+
 async def test_another_challenger_has_figures_of_its_own(
     decisions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -289,6 +310,23 @@ async def test_usage_that_cannot_be_read_costs_nothing(
                 failed += 1
     assert failed == 3
     assert shadow.state == expected
+
+
+async def test_usage_is_read_as_far_as_the_extender_knew_it(
+    decisions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, ends = SteadyUsage.read, list[int]()
+
+    async def read(self: SteadyUsage, start: int, windows: int) -> UsageBlock:
+        ends.append(start + windows * WINDOW)
+        return await real(self, start, windows)
+
+    monkeypatch.setattr(SteadyUsage, "read", read)
+    shadow = follower(decisions, tmp_path / "state")
+    await shadow.cycle(START - 400)  # a clock that is behind
+    assert max(ends) == START  # where the extender's usage ended
+    (tally,) = shadow.state.tallies.values()
+    assert (tally.decisions, tally.unscored) == (10, 0)
 
 
 def test_a_challenger_outlives_its_registry(
@@ -331,6 +369,48 @@ def test_a_challenger_comes_and_goes(database_uri: str, tmp_path: Path) -> None:
         assert version_of(loaded) == number
     registry.promote("challenger", "a test")
     assert version_of(loaded) is None
+
+
+def test_a_withdrawn_challenger_stays_away_while_the_registry_is(
+    database_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = Registry(database_uri)
+    save_model(challenger(), tmp_path / "model")
+    registry.register(tmp_path / "model", params={}, metrics={}, tags={})
+    loaded = Challenger("challenger", database_uri, registry, tmp_path / "models")
+    assert version_of(loaded) == "1"
+    registry.promote("challenger", "a test")
+    assert version_of(loaded) is None
+
+    def away(*_: object) -> str:
+        raise RegistryError("MLflow cannot be reached")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Registry, "alias", away)
+        assert version_of(loaded) is None  # its copy is still there
+    registry.register(tmp_path / "model", params={}, metrics={}, tags={})
+    assert version_of(loaded) == "2"
+
+
+def test_a_challenger_that_cannot_be_loaded_ends_nothing(
+    database_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = Registry(database_uri)
+    save_model(challenger(), tmp_path / "model")
+    registry.register(tmp_path / "model", params={}, metrics={}, tags={})
+    loaded = Challenger("challenger", database_uri, registry, tmp_path / "models")
+    assert version_of(loaded) == "1"
+    registry.register(tmp_path / "model", params={}, metrics={}, tags={})
+
+    def damaged(*_: object) -> str:
+        raise ArtifactError("version 2 is not what was registered")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Registry, "pull", damaged)
+        assert version_of(loaded) == "1"
+        with pytest.raises(ArtifactError):
+            Challenger("challenger", database_uri, registry, tmp_path / "other")()
+    assert version_of(loaded) == "2"
 
 
 @pytest.mark.parametrize("suffix", [".state", ".progress", ".forecasts"])

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from models.errors import ArchimedesError
 from shadow.cli import app
+from shadow.state_file import StateFile
 from tests.mlflow_server import closed_port
 
 
@@ -39,8 +40,8 @@ def fails(folder: Path, prometheus: str, *more: str) -> str:
     """What the command says; it must be an error for people, which exits with 2."""
     log = folder / "decisions.jsonl"
     log.touch()
-    given = ["follow", "--decisions", str(log), "--prometheus", prometheus, "--once", *more]
-    given += ["--challenger", "koordinator", "--state", str(folder / "state.json")]
+    given = ["follow", "--decisions", str(log), "--prometheus", prometheus, "--once"]
+    given += ["--challenger", "koordinator", "--state", str(folder / "state.json"), *more]
     result = CliRunner().invoke(app, given)
     assert isinstance(result.exception, ArchimedesError), result.output
     text = str(result.exception)
@@ -55,6 +56,19 @@ def test_prometheus_that_does_not_answer(tmp_path: Path) -> None:
 
 def test_a_server_that_is_no_prometheus(tmp_path: Path, page: str) -> None:
     assert "answered 200 with something else than data" in fails(tmp_path, page)
+
+
+def test_a_state_that_another_shadow_uses(tmp_path: Path, page: str) -> None:
+    with StateFile(tmp_path / "state.json").alone():
+        text = fails(tmp_path, page)
+    assert text.endswith("state.json is in use by another `archimedes shadow follow`")
+    assert "in use" not in fails(tmp_path, page)  # it has ended
+
+
+def test_a_state_that_cannot_be_written(tmp_path: Path, page: str) -> None:
+    (tmp_path / "file").touch()
+    text = fails(tmp_path, page, "--state", str(tmp_path / "file" / "state"))
+    assert text.endswith("cannot be written: File exists; name another --state")
 
 
 def test_options_that_make_no_sense(tmp_path: Path) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 from extender.decision_log import DecisionLog
 from models.artifact import save_model
 from models.classical import CLASSICAL
-from models.errors import ArchimedesError
+from models.errors import ArchimedesError, UnknownVersionError
 from models.registry import SHADOW_TAG, Registry
 from models.shipped import shipped
 from shadow.tail import Position, follow_log
@@ -57,6 +58,38 @@ def test_a_rotated_log_is_read_to_its_end(tmp_path: Path) -> None:
     assert read(path, after)[0] == []
 
 
+def rotate_at(open_number: int, path: Path, patch: pytest.MonkeyPatch) -> None:
+    """Rotate a log just before the reader opens its n-th file."""
+    real, opened = Path.open, list[Path]()
+
+    def rotating(self: Path, mode: str) -> IO[bytes]:
+        opened.append(self)
+        if len(opened) == open_number:
+            path.replace(f"{path}.1")
+        return real(self, mode)
+
+    patch.setattr(Path, "open", rotating)
+
+
+@pytest.mark.parametrize("open_number", [1, 2])
+def test_a_log_that_is_rotated_while_it_is_opened_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_number: int
+) -> None:
+    path = tmp_path / "d.jsonl"
+    write(tmp_path / "d.jsonl.1", "a")
+    write(path, "b")
+    _, position = read(path)
+    write(path, "c")
+    with monkeypatch.context() as patch:
+        rotate_at(open_number, path, patch)
+        first, position = read(path, position)
+    write(path, "d")
+    assert first + read(path, position)[0] == ["c", "d"]
+    with monkeypatch.context() as patch:
+        rotate_at(open_number, path, patch)
+        assert read(path)[0] == ["d"]  # what was rotated twice is gone
+
+
 def test_a_line_that_is_no_decision_is_named(tmp_path: Path) -> None:
     path = tmp_path / "d.jsonl"
     path.write_text('{"kind":"other"}\n')
@@ -74,6 +107,8 @@ def test_figures_stand_on_the_version_and_once_on_its_run(
         registry.log_shadow(version, "7", {"agreement": 0.5, "overlap": math.nan}, 1_700_000_000.0)
     registry.log_shadow(version, "7", {"agreement": 0.75}, 1_700_000_300.0)
     registry.log_shadow(version, "8", {"agreement": 0.25}, 1_700_000_600.0)  # another champion
+    with pytest.raises(UnknownVersionError, match="version 99 is not in"):
+        registry.log_shadow("99", "7", {"agreement": 0.5}, 1_700_000_600.0)
     (found,) = registry.versions()
     assert found.tags[f"{SHADOW_TAG}.7.agreement"] == "0.75"
     assert found.tags[f"{SHADOW_TAG}.8.agreement"] == "0.25"

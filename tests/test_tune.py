@@ -163,6 +163,15 @@ def test_a_killed_search_goes_on_and_counts_each_trial_once(tmp_path: Path, coun
     assert len(calls) == len(whole.attempts) - (count - 1)
 
 
+def test_a_search_goes_on_that_was_killed_between_two_lines(tmp_path: Path) -> None:
+    file = tmp_path / "study.db"
+    with study_of(search_for(3), file) as study:
+        study.ask()  # measured when it was killed
+        for target in (0.02, 0.03):  # on the way to be asked for
+            study.enqueue_trial({"target": target})
+    assert policies(run(search_for(3), file=file)) == policies(run(search_for(3)))
+
+
 def test_more_trials_go_on_from_what_is_there(tmp_path: Path) -> None:
     file = tmp_path / "study.db"
     few, more = run(search_for(4), file=file), run(search_for(9), file=file)

@@ -8,10 +8,9 @@ that was killed and goes on proposes what it would have proposed anyway.
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from models.errors import SettingsError
+from models.lock import locked
 from models.policy import Policy
 from trainer.search_space import Dimension, with_values
 
@@ -131,7 +131,8 @@ def study_of(search: Search, file: Path | None) -> Iterator[Study]:
     from sqlalchemy.exc import SQLAlchemyError
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    with _locked(file):
+    # Two searches would take up each other's trials.
+    with nullcontext() if file is None else locked(file, kind="study file", user="search"):
         try:
             study = optuna.create_study(
                 storage=None if file is None else f"sqlite:///{file.resolve()}",
@@ -328,21 +329,8 @@ def _forget_unfinished(study: Study) -> None:
     """Give up what was being measured when a search was killed: its number is proposed again."""
     from optuna.trial import TrialState
 
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
+    # What was enqueued and not yet asked for can only be told of once it is asked for.
+    for _ in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        study.ask()
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL)
-
-
-@contextmanager
-def _locked(file: Path | None) -> Iterator[None]:
-    """One search at a time on a study file: two would take up each other's trials."""
-    if file is None:
-        yield
-        return
-    try:
-        with file.with_name(f"{file.name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield
-    except BlockingIOError as e:
-        raise SettingsError(f"study file {file} is in use by another search") from e
-    except (FileNotFoundError, PermissionError, NotADirectoryError) as e:
-        raise SettingsError(f"study file {file} cannot be written: {e.strerror}") from e
