@@ -12,8 +12,9 @@ from shadow.figures import judged, overload_windows
 from shadow.result import ReplayResult
 from shadow.series import NodeSeries, node_series, spread
 
-_DAY = 24.0
+_DAY = 86_400
 _FEWEST_DAYS = 5
+_PARTS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +68,7 @@ def cells_of(results: Sequence[ReplayResult], ceiling: float) -> Cells:
 
 def block_hours(result: ReplayResult) -> float:
     """Days where there are enough of them, else eighths of the replay."""
-    hours = (result.stop - result.start) / 3600
-    return _DAY if hours >= _FEWEST_DAYS * _DAY else hours / 8
+    return (_DAY if _has_days(result) else (result.stop - result.start) / _PARTS) / 3600
 
 
 def block_of(result: ReplayResult, time: Ints) -> Ints:
@@ -80,7 +80,13 @@ def block_of(result: ReplayResult, time: Ints) -> Ints:
 
 def blocks(result: ReplayResult) -> int:
     """How many blocks a replay has."""
-    return int(np.ceil((result.stop - result.start) / (block_hours(result) * 3600)))
+    if not _has_days(result):
+        return _PARTS
+    return -(-(result.stop - result.start) // _DAY)
+
+
+def _has_days(result: ReplayResult) -> bool:
+    return result.stop - result.start >= _FEWEST_DAYS * _DAY
 
 
 def _by_block(result: ReplayResult, series: NodeSeries, figure: Floats | Bools) -> Floats:

@@ -174,11 +174,6 @@ def replay(
             )
         rows += report.machine_rows(count)
         shown |= {"machines": count.needed, "machines_saved": count.saved}
-    if html is not None:
-        from shadow.report_page import write_replay_page
-
-        # Plots show one replay, the table what all seeds come to.
-        write_replay_page(html, results[0], found, rows)
     if log:
         from models.registry import Registry
         from shadow.logged import log_replay
@@ -188,6 +183,11 @@ def replay(
         typer.echo(msgspec.json.encode(shown))
     else:
         _print(report.replay_table(f"{found.trace}, forecasts by {found.model_version}", rows))
+    if html is not None:  # after what is printed, which a file that cannot be written must not lose
+        from shadow.report_page import write_replay_page
+
+        # Plots show one replay, the table what all seeds come to.
+        write_replay_page(html, results[0], found, rows)
 
 
 @app.command(
@@ -247,10 +247,6 @@ def compare(
         )
     found = judge(sides)
     shown = msgspec.to_builtins(found)
-    if html is not None:
-        from shadow.report_page import write_comparison_page
-
-        write_comparison_page(html, sides, found)
     if log:
         from models.registry import Registry
         from shadow.logged import log_comparison
@@ -258,11 +254,15 @@ def compare(
         shown["run_id"] = log_comparison(Registry(tracking_uri), read, sides, found)
     if as_json:
         typer.echo(msgspec.json.encode(shown))
-        return
-    _print(report.comparison_table(found))
-    _print(report.cohort_table(found))
-    for line in report.comparison_sentences(found):
-        typer.echo(line)
+    else:
+        _print(report.comparison_table(found))
+        _print(report.cohort_table(found))
+        for line in report.comparison_sentences(found):
+            typer.echo(line)
+    if html is not None:
+        from shadow.report_page import write_comparison_page
+
+        write_comparison_page(html, sides, found)
 
 
 def replay_options(

@@ -141,7 +141,7 @@ def judge(sides: Sides, target: float | None = None) -> Comparison:
         target: accepted rate of violations, by default that of the challenger's policy.
     """
     champion, challenger = sides.champion[0], sides.challenger[0]
-    target = target or challenger.policy.target
+    target = challenger.policy.target if target is None else target
     ours, theirs = (cells_of(results, FULL) for results in (sides.champion, sides.challenger))
     rng = np.random.default_rng([challenger.options.seed, 3])
     weights = Weights.draw(rng, *ours.reclaimed.shape)

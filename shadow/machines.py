@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import ceil
 
 import msgspec
 import numpy as np
@@ -38,21 +39,27 @@ class Machines:
 
     Fields:
         cpu, memory: of each machine, cores and GiB.
-        present: how many the trace (or the options) had.
-        needed: with reclaiming. without: where offline asks count as ordinary requests.
+        size: times the mean of the trace's nodes; above 1 where the largest online pod needs it.
+        present: how many of them make up the trace's nodes (or the options').
+        needed: with reclaiming. without: where offline asks count as ordinary requests. None where
+            not even `MOST_GROWTH` times as many do the work, as where pods that are displaced again
+            and again ran for longer than they would on any number of machines.
         work: what both get done.
     """
 
     cpu: float
     memory: float
+    size: float
     present: int
-    needed: int
-    without: int
+    needed: int | None
+    without: int | None
     work: Work
 
     @property
-    def saved(self) -> int:
+    def saved(self) -> int | None:
         """Machines that need not be bought."""
+        if self.needed is None or self.without is None:
+            return None
         return self.without - self.needed
 
 
@@ -66,7 +73,8 @@ def machines(
 ) -> Machines:
     """Count the machines for the work that reclaiming gets done on the trace's own number of them.
 
-    Held equal on both sides: the kind of machine (the mean of the trace's nodes over time), the
+    Held equal on both sides: the kind of machine (the mean of the trace's nodes over time, or a
+    larger one of the same shape where the largest online pod needs it, and as many fewer), the
     online pods with their usage, the stream of offline pods, kube-scheduler, seed and period.
     Online pods are placed anew, largest first, and each must find a node as soon as it arrives. The
     work is what the replay with reclaiming does on the present number of machines; every other
@@ -78,13 +86,14 @@ def machines(
         TraceError: as `shadow.replay.replay`.
     """
     options = options or ReplayOptions()
-    scenario = _anywhere(build_scenario(trace, options))
+    scenario, size = _anywhere(build_scenario(trace, options))
     attempts = _Attempts(scenario, model, policy, options, progress or (lambda _: None))
     present = len(scenario.fleet)
     work = attempts.work(present, reclaim=True)
     return Machines(
         cpu=int(scenario.fleet.millicpu[0]) / 1000,
         memory=int(scenario.fleet.memory[0]) / GIB,
+        size=size,
         present=present,
         needed=attempts.fewest(work, reclaim=True),
         without=attempts.fewest(work, reclaim=False),
@@ -100,25 +109,27 @@ def machines_needed(
     reclaim: bool,
     policy: Policy | None = None,
     options: ReplayOptions | None = None,
-) -> int:
+) -> int | None:
     """The fewest machines that do some work; see `machines` for what is held equal.
 
-    More machines are taken never to do less, so the number is found by bisection.
+    More machines are taken never to do less, so the number is found by bisection. None where not
+    even `MOST_GROWTH` times as many do it.
 
     Raises:
         TraceError: as `shadow.replay.replay`.
-        ValueError: not even `MOST_GROWTH` times the present machines do the work.
     """
     options = options or ReplayOptions()
-    scenario = _anywhere(build_scenario(trace, options))
+    scenario, _ = _anywhere(build_scenario(trace, options))
     attempts = _Attempts(scenario, model, policy, options, lambda _: None)
     return attempts.fewest(work, reclaim=reclaim)
 
 
-def _anywhere(scenario: Scenario) -> Scenario:
+def _anywhere(scenario: Scenario) -> tuple[Scenario, float]:
     """The same on equal machines that are there all the time, with no pod tied to any of them.
 
-    There are as many as the most of the trace's nodes that are there together.
+    There are as many as the most of the trace's nodes that are there together, of their mean size.
+    Where an online pod does not fit into that, they are larger, and as many fewer: by how much is
+    the second answer, 1 where they are not.
     """
     fleet, pods = scenario.fleet, scenario.pods
     ones = np.ones(len(fleet), np.int64)
@@ -128,14 +139,21 @@ def _anywhere(scenario: Scenario) -> Scenario:
         highest_sum(np.maximum(born, scenario.start), np.minimum(gone, scenario.stop), ones)
     )
     there = fleet.presence(scenario.start, scenario.stop - scenario.start, 1)[:, 0]
-    cpu = float(np.average(fleet.millicpu, weights=there)) / 1000
-    memory = float(np.average(fleet.memory, weights=there)) / GIB
-    return replace(
+    millicpu = float(np.average(fleet.millicpu, weights=there))
+    memory = float(np.average(fleet.memory, weights=there))
+    online = ~pods.offline
+    size = max(
+        1.0,
+        float(pods.millicpu[online].max(initial=0)) / millicpu,
+        float(pods.memory[online].max(initial=0)) / memory,
+    )
+    larger = replace(
         scenario,
-        fleet=equal_fleet(count, cpu, memory),
+        fleet=equal_fleet(ceil(count / size), size * millicpu / 1000, size * memory / GIB),
         pods=replace(pods, node=np.full(len(pods), -1, np.int64), kind=None),
         constraints=None,
     )
+    return larger, size
 
 
 class _Attempts:
@@ -157,8 +175,8 @@ class _Attempts:
         """What gets done on a number of machines."""
         return _work(self._replay(count, reclaim=reclaim))
 
-    def fewest(self, work: Work, *, reclaim: bool) -> int:
-        """The fewest machines that do the work."""
+    def fewest(self, work: Work, *, reclaim: bool) -> int | None:
+        """The fewest machines that do the work; None where no number of them does."""
         fleet, pods = self._scenario.fleet, self._scenario.pods
         present, millicpu = len(fleet), int(fleet.millicpu[0])
         online = highest_sum(pods.arrival, pods.gone, np.where(pods.offline, 0, pods.millicpu))
@@ -209,10 +227,11 @@ def _does(result: ReplayResult, work: Work) -> bool:
     )
 
 
-def _smallest(enough: Callable[[int], bool], low: int, guess: int) -> int:
+def _smallest(enough: Callable[[int], bool], low: int, guess: int) -> int | None:
     """The smallest count above ``low`` that is enough, looked for from a guess on.
 
     Steps from the guess double until the answer lies between two counts, which are then bisected.
+    None where `MOST_GROWTH` times the guess is not enough either.
     """
     high = max(guess, low + 1)
     limit, step = MOST_GROWTH * high, 1
@@ -226,7 +245,7 @@ def _smallest(enough: Callable[[int], bool], low: int, guess: int) -> int:
             step *= 2
             low, high = high, high + step
             if high > limit:
-                raise ValueError(f"{low} machines do not do the work either")
+                return None
     while high - low > 1:
         middle = (low + high) // 2
         if enough(middle):

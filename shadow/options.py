@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from models.grid import WINDOW
+from models.trace_validation import LONGEST_DAYS, MOST_CORES, MOST_MEMORY
 
 
 class ReplayOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -16,25 +17,25 @@ class ReplayOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     A policy says how the extender decides, these say what it meets.
     """
 
-    seed: int = 0
+    seed: Annotated[int, Meta(ge=0)] = 0
     """Of the offline stream, of kube-scheduler's choice among equals, and of the blur."""
 
     start: int | None = None
     """Seconds since the epoch at which deciding begins; what lies before is history. By default 7
     days into the usage, or half of it where that is less; without usage the first pod's start."""
 
-    hours: Annotated[float, Meta(gt=0)] | None = None
-    """How long to decide for. By default 24 h, or what the usage still covers; without usage until
-    the last pod's end."""
+    hours: Annotated[float, Meta(gt=0, le=24 * LONGEST_DAYS)] | None = None
+    """How long to decide for; with usage a multiple of its 5-minute windows. By default 24 h, or
+    what the usage still covers; without usage until the last pod's end."""
 
     nodes: Annotated[int, Meta(ge=1)] | None = None
     """Equal nodes instead of the trace's own. Where the trace has none, by default one for ten
     online pods, so that peaks of several pods have to be forecast together."""
 
-    node_cpu: Annotated[float, Meta(gt=0)] | None = None
+    node_cpu: Annotated[float, Meta(gt=0, le=MOST_CORES)] | None = None
     """Allocatable cores of an equal node. By default so many that online requests fill ``fill``."""
 
-    node_memory: Annotated[float, Meta(gt=0)] | None = None
+    node_memory: Annotated[float, Meta(gt=0, le=MOST_MEMORY)] | None = None
     """Allocatable GiB of an equal node. By default 4 a core, the common ratio, or twice what online
     pods request where that is more: where a trace knows little of memory, CPU should decide."""
 
@@ -45,11 +46,11 @@ class ReplayOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     max_pods: Annotated[int, Meta(ge=1)] = 110
     """Pods that a node takes: kubelet's default."""
 
-    offline_load: Annotated[float, Meta(ge=0)] = 0.75
+    offline_load: Annotated[float, Meta(ge=0, le=100)] = 0.75
     """Where a trace has no offline pods: cores that generated jobs would keep busy if none ever
     waited, as a share of the CPU that online pods left idle before the start. Three quarters is
     about what a good forecast gives back, so there is mostly a job that waits; lower reclaims less
-    for want of work, higher lets more jobs wait for longer."""
+    for want of work, higher lets more jobs wait for longer, and each of them takes memory."""
 
     refresh: Annotated[int, Meta(ge=WINDOW, multiple_of=WINDOW)] = 900
     """Seconds between forecasts. The server refreshes every 5 minutes; 15 cost a third of that, and
@@ -70,7 +71,7 @@ class ReplayOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """`percentageOfNodesToScore` of kube-scheduler's configuration: it offers so many percent of
     the nodes, at least 100 of those that fit. 0 leaves the share to it, as its default does."""
 
-    duration_blur: Annotated[float, Meta(ge=0)] = 0.0
+    duration_blur: Annotated[float, Meta(ge=0, le=10)] = 0.0
     """Standard deviation of the log of expected / real duration of offline pods. 0 knows durations
     exactly, as an annotation may; 0.5 errs by a factor of 1.6, as users do."""
 

@@ -144,7 +144,7 @@ def _cluster(address: str, token: str, given: object) -> Iterator[tuple[Executor
 
     try:
         client = Client(address, timeout=_PATIENCE)
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, TypeError) as e:  # TypeError: tls:// without certificates
         raise SettingsError(f"no Dask scheduler answers at {address}: {e}") from e
     with client:
         threads = sum(client.nthreads().values())

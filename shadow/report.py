@@ -80,10 +80,18 @@ def machine_rows(machines: Machines) -> list[tuple[str, str]]:
     """Names and values of what the same work needs."""
     m = machines
     return [
-        ("machines needed with reclaiming", f"{m.needed} of {m.cpu:g} cores, {m.memory:g} GiB"),
-        ("machines needed without", str(m.without)),
-        ("machines saved", str(m.saved)),
+        ("machines needed with reclaiming", f"{_count(m.needed)} of {machine_kind(m)}"),
+        ("machines needed without", _count(m.without)),
+        ("machines saved", _count(m.saved)),
     ]
+
+
+def machine_kind(machines: Machines) -> str:
+    """What one of the counted machines is."""
+    kind = f"{machines.cpu:g} cores, {machines.memory:g} GiB"
+    if machines.size == 1:
+        return kind
+    return f"{kind} ({machines.size:.2f} x the mean node, for the largest online pod)"
 
 
 def replay_table(title: str, rows: list[tuple[str, str]]) -> Table:
@@ -146,6 +154,10 @@ def comparison_sentences(comparison: Comparison) -> list[str]:
         f"{len(c.seeds)} seed(s))"
     )
     return [*lines, f"verdict: {c.verdict}", *(f"  {reason}" for reason in c.reasons)]
+
+
+def _count(value: int | None) -> str:
+    return "cannot be told" if value is None else str(value)
 
 
 def _interval(interval: Interval, shown: Callable[[float], str]) -> str:

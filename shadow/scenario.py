@@ -14,6 +14,7 @@ from models.generator import offline_pods
 from models.grid import WINDOW, UsageGrid
 from models.policy import horizon_index
 from models.trace import Trace, usage_grid
+from models.trace_validation import LONGEST_DAYS
 from shadow.cluster import Fleet
 from shadow.constraints import Constraints, constraints_of, pod_kinds, zones
 from shadow.events import NEVER
@@ -119,11 +120,21 @@ def _period(trace: Trace, grid: UsageGrid | None, options: ReplayOptions) -> tup
         last += 1  # a pod that ends at this second is seen to end
     start = options.start if options.start is not None else first + history
     start -= start % WINDOW
-    stop = last if hours is None else min(int(start + hours * 3600), last)
+    stop = last if hours is None else min(start + round(hours * 3600), last)
     if not first - WINDOW < start < stop:
         raise TraceError(
             f"{trace.name} covers {_utc(first)} to {_utc(last)}, so it cannot be decided again "
             f"from {_utc(start)} on; choose a start within it."
+        )
+    if grid is not None and (stop - start) % WINDOW:
+        raise TraceError(
+            f"{trace.name} has usage in windows of {WINDOW // 60} minutes, so it is decided again "
+            f"for a multiple of them, not for {(stop - start) / 60:g} minutes; correct the hours."
+        )
+    if stop - start > LONGEST_DAYS * 86_400:
+        raise TraceError(
+            f"{trace.name} goes on until {_utc(last)}, {(stop - start) // 86_400:,} days after its "
+            "start; choose how many hours to decide again, or correct that pod's end."
         )
     return start, stop
 

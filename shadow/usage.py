@@ -51,9 +51,11 @@ class OnlineUsage:
         self.node[row, max(self._grid.column(time) - self.first, 0) :] = 0
 
     def at(self, time: int) -> Floats:
-        """The nodes' usage in the last complete window, [N] cores."""
+        """The nodes' usage in the last complete window, [N] cores; NaN before the first."""
         column = self._grid.column(time) - 1 - self.first
-        return self.node[:, max(column, 0)].astype(np.float64)
+        if column < 0:
+            return np.full(len(self.node), np.nan)
+        return self.node[:, column].astype(np.float64)
 
     def peaks(self, time: int) -> Floats32:
         """The highest window of the pods that are on a node now, [N, H] cores.

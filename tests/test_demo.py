@@ -42,7 +42,7 @@ def archimedes(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=800,
         check=False,
     )
 
@@ -118,6 +118,17 @@ def test_nobody_learns_from_what_is_still_to_come() -> None:
     past = world.past(world.trial)
     assert usage_grid(past).end <= world.trial
     assert past.pods["start"].dt.epoch("s").max() < world.trial  # type: ignore[operator]
+
+
+def test_jobs_are_offered_to_a_trace_that_says_where_pods_may_run() -> None:
+    trace = generated(4, 6.0, 1)
+    wanted = pl.lit('{"disk":"fast"}')
+    online = trace.pods.filter(pl.col("tier") == "online")
+    online = online.with_columns(labels=wanted, node_selector=wanted)
+    world = build_world(replace(trace, pods=online), 6.0, None, 1)
+    assert (world.trace.pods["tier"] == "offline").any()
+    # The demo's scheduler knows no selectors, so neither do the replays that it is compared with.
+    assert world.scenario().constraints is None
 
 
 def test_a_trace_with_one_pod_is_refused() -> None:

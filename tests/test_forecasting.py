@@ -380,12 +380,12 @@ async def test_a_process_that_says_nothing_for_long_is_replaced(
 
 
 async def test_a_process_that_works_for_long_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forecast_process, "_SILENT_SECONDS", 3.0)
-    monkeypatch.setattr(forecast_process, "_ANSWER_SECONDS", 15.0)
+    monkeypatch.setattr(forecast_process, "_SILENT_SECONDS", 6.0)
+    monkeypatch.setattr(forecast_process, "_ANSWER_SECONDS", 25.0)
     async with unanswered() as (process, answer):
         pid = process.pid
-        done, _ = await asyncio.wait([answer], timeout=9.0)
-        assert not done, "it is silent for no longer than a second"
+        done, _ = await asyncio.wait([answer], timeout=15.0)
+        assert not done, "it is silent for no longer than two seconds"
         with pytest.raises(ForecastingError, match="did not answer in time"):
             await answer  # but nobody waits for ever
         assert not alive(pid)

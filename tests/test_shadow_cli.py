@@ -153,6 +153,13 @@ def test_a_trace_without_usage(tmp_path: Path) -> None:
     ("arguments", "says"),
     [
         (["--hours", "-1"], "hours"),
+        (["--hours", "inf"], "--hours: expected float <= 87840"),
+        (["--seed", "-1"], "--seed: expected int >= 0"),
+        (["--node-cpu", "inf"], "--node-cpu: expected float <= 4096"),
+        (["--node-cpu", "1e300"], "--node-cpu: expected float <= 4096"),
+        (["--offline-load", "inf"], "--offline-load: expected float <= 100"),
+        (["--offline-load", "1e9"], "--offline-load: expected float <= 100"),
+        (["--blur", "inf"], "--blur: expected float <= 10"),
         (["--refresh-minutes", "7"], "--refresh-minutes 7: must be a multiple of 5"),
         (["--nodes", "0"], "nodes"),
         (["--offline-load", "-0.5"], "--offline-load: expected float >= 0"),
@@ -227,10 +234,19 @@ def test_compare_writes_a_page_with_the_verdict_and_the_groups(trace: str, tmp_p
         assert f"{cohort['by']}: {cohort['cohort']}" in text
 
 
-def test_a_page_that_cannot_be_written_is_named(trace: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "command", [("replay",), ("compare", "--champion", "vpa", "--challenger", "vpa")]
+)
+def test_a_page_that_cannot_be_written_is_named_and_loses_no_result(
+    trace: str, tmp_path: Path, command: tuple[str, ...]
+) -> None:
     (tmp_path / "file").write_text("")
     page = str(tmp_path / "file" / "replay.html")
-    assert page in problem("replay", "--trace", trace, "--hours", "1", "--html", page)
+    more = ("--trace", trace, "--hours", "1", "--html", page, "--json")
+    result = CliRunner().invoke(app, [*command, *more])
+    assert isinstance(result.exception, ArchimedesError), result.output
+    assert page in str(result.exception)
+    assert json.loads(result.stdout)
 
 
 def test_replay_and_compare_are_logged_as_runs(trace: str, tmp_path: Path) -> None:

@@ -8,8 +8,10 @@ import msgspec
 import numpy as np
 import pytest
 
+from models.grid import DAY, WINDOW
 from models.policy import Policy
 from shadow.bootstrap import Interval, Weights
+from shadow.cells import block_of, blocks
 from shadow.cohorts import Cohort
 from shadow.compare import (
     Comparison,
@@ -170,6 +172,19 @@ def test_days_are_the_blocks_of_long_replays() -> None:
     side = Candidate(constant(0.5))
     found = compare(trace, side, side, options=ReplayOptions(hours=5 * 24, refresh=3600))
     assert (found.block_hours, found.blocks) == (24.0, 5)
+
+
+def test_shorter_replays_have_eight_blocks_whatever_their_length() -> None:
+    result = replay(tidal_trace(), None, options=ReplayOptions(hours=1))
+    for windows in range(8, 5 * DAY):  # such as 98, 8 h 10 min
+        some = replace(result, stop=result.start + windows * WINDOW)
+        steps = result.start + np.arange(windows) * WINDOW
+        assert blocks(some) == len(np.unique(block_of(some, steps))) == 8
+
+
+def test_a_target_of_nothing_is_a_target(sides: Sides) -> None:
+    assert judge(sides).target == Policy().target
+    assert judge(sides, target=0.0).target == 0.0
 
 
 def test_the_interval_covers_what_chance_does() -> None:

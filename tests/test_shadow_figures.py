@@ -20,6 +20,7 @@ from shadow.figures import figures, judged, violations
 from shadow.machines import Machines, Work, _smallest, machines, machines_needed
 from shadow.options import ReplayOptions
 from shadow.replay import replay
+from shadow.report import machine_rows
 from shadow.result import Ending, Forecasts, ReplayResult, Runs, State
 from shadow.scenario import GIB, Pods
 from shadow.series import node_series, time_series
@@ -345,9 +346,35 @@ def test_a_lower_bound_is_not_tried() -> None:
     assert _smallest(lambda count: count > 0, 4, 9) == 5
 
 
-def test_impossible_work_is_an_error() -> None:
-    with pytest.raises(ValueError, match="do not do the work"):
-        _smallest(lambda count: count < 0, 0, 1)
+def test_impossible_work_has_no_count() -> None:
+    assert _smallest(lambda count: count < 0, 0, 1) is None
+    work = Work(offline_core_hours=1e6, wait_mean_s=0.0)
+    assert machines_needed(full_cluster(jobs=1), None, work, reclaim=False) is None
+
+
+def test_a_count_that_cannot_be_told_is_said() -> None:
+    work = Work(offline_core_hours=1.0, wait_mean_s=0.0)
+    for needed, without in ((None, 7), (4, None)):
+        found = Machines(8.0, 64.0, 1.0, present=4, needed=needed, without=without, work=work)
+        assert found.saved is None
+        shown = dict(machine_rows(found))
+        assert shown["machines saved"] == "cannot be told"
+        assert ("cannot be told" in shown["machines needed without"]) == (without is None)
+
+
+def test_machines_hold_the_largest_online_pod() -> None:
+    rows: list[ROW] = [(f"web-{i}", "online", 4.0, 4.0, 0, 86_400, f"n{i}") for i in range(4)]
+    rows += [("large", "online", 16.0, 8.0, 0, 86_400, "n4")]
+    rows += [("job", "offline", 2.0, 1.0, 60, 7_260, None)]
+    sizes = dict.fromkeys((f"n{i}" for i in range(4)), (8.0, 32.0)) | {"n4": (32.0, 128.0)}
+    found = machines(Trace("mixed", nodes_table(sizes), pods_table(rows), None), None)
+    # 64 cores are five nodes of 12.8; the pod needs 1.25 x 12.8 = 16, so 5 / 1.25 = 4 machines.
+    assert (found.cpu, found.memory, found.present) == (16.0, 64.0, 4)
+    assert found.size == pytest.approx(1.25)
+    # The large pod fills one; the four others fill another, so the job has a third.
+    assert (found.needed, found.without) == (3, 3)
+    said = dict(machine_rows(found))["machines needed with reclaiming"]
+    assert said == "3 of 16 cores, 64 GiB (1.25 x the mean node, for the largest online pod)"
 
 
 def full_cluster(jobs: int = 24) -> Trace:
@@ -369,7 +396,7 @@ def test_machines_by_hand() -> None:
     # the 12 jobs need three machines of their own, four jobs each.
     assert found.work.offline_core_hours == pytest.approx(480.0)
     work = Work(found.work.offline_core_hours, wait_mean_s=0.0)
-    assert found == Machines(cpu=8.0, memory=64.0, present=4, needed=4, without=7, work=work)
+    assert found == Machines(8.0, 64.0, size=1.0, present=4, needed=4, without=7, work=work)
     assert found.saved == 3
 
 

@@ -125,6 +125,11 @@ def test_a_dask_scheduler_that_does_not_answer_is_named(monkeypatch: pytest.Monk
         each("", odd, [(1,)], jobs=1, dask="tcp://127.0.0.1:1")
 
 
+def test_a_dask_scheduler_that_wants_a_certificate_is_named() -> None:
+    with pytest.raises(SettingsError, match=r"tls://127.0.0.1:1"):
+        each("", odd, [(1,)], jobs=1, dask="tls://127.0.0.1:1")
+
+
 def mortal_parent(pipe: Connection) -> None:
     """A command whose process dies while its workers live; tells their ids first."""
     with workers("", odd, 2) as crew:

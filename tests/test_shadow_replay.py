@@ -349,6 +349,36 @@ def test_the_same_input_gives_the_same_result() -> None:
     assert not same(ours, replay(trace, recent(), options=ReplayOptions(seed=4)))
 
 
+def test_the_window_that_begins_at_the_start_is_not_known_yet() -> None:
+    """A node that is hot only in the replay's first window gets the jobs that it would get."""
+    window = NOON // WINDOW
+    rows: list[ROW] = [(f"web-{i}", "online", 2.0, 4.0, 0, 4 * A_DAY, f"n{i}") for i in range(2)]
+    rows += [job(f"job-{i}", 0.1, 10 + i, 1) for i in range(5)]
+    nodes = nodes_table({f"n{i}": (4.0, 16.0) for i in range(2)})
+    taken = []
+    for hot in (0.3, 3.9):
+        usage = {"web-0": [0.3] * 4 * DAY, "web-1": [0.31] * 4 * DAY}
+        usage["web-0"][window] = hot
+        trace = Trace("hot", nodes, pods_table(rows), usage_table(usage))
+        result = replay(trace, recent(), options=ReplayOptions(hours=1))
+        assert result.start == START + NOON
+        taken.append([runs_of(result, f"job-{i}")[0][0] for i in range(5)])
+    assert taken[0] == taken[1]
+
+
+def test_usage_now_is_the_last_window_before_the_start() -> None:
+    """The node that was hot in it gets fewer of the jobs that arrive then."""
+    window = NOON // WINDOW - 1
+    rows: list[ROW] = [(f"web-{i}", "online", 2.0, 4.0, 0, 4 * A_DAY, f"n{i}") for i in range(2)]
+    rows += [job(f"job-{i}", 0.1, 10 + i, 1) for i in range(5)]
+    nodes = nodes_table({f"n{i}": (4.0, 16.0) for i in range(2)})
+    usage = {"web-0": [0.3] * 4 * DAY, "web-1": [0.3] * 4 * DAY}
+    usage["web-0"][window] = 3.9
+    trace = Trace("hot", nodes, pods_table(rows), usage_table(usage))
+    result = replay(trace, constant(0.5), options=ReplayOptions(hours=1))
+    assert [runs_of(result, f"job-{i}")[0][0] for i in range(5)] == [1] * 5
+
+
 @pytest.mark.parametrize("evict", [False, True])
 def test_the_future_is_not_known(evict: bool) -> None:
     trace = tidal_trace()

@@ -52,6 +52,23 @@ def test_the_period_ends_with_the_usage() -> None:
     assert scenario.stop == START + 4 * A_DAY
 
 
+def test_a_part_of_a_usage_window_is_not_decided() -> None:
+    trace = with_usage(online([1.0]))
+    with pytest.raises(TraceError, match=r"windows of 5 minutes.* not for 61 minutes"):
+        build_scenario(trace, ReplayOptions(hours=61 / 60))
+    scenario = build_scenario(trace, ReplayOptions(hours=65 / 60))
+    assert scenario.stop == scenario.start + 13 * WINDOW
+
+
+def test_a_pod_that_never_ends_does_not_make_thousands_of_years() -> None:
+    pods = pods_table([("a", "online", 1.0, None, 0, 7200, None)])
+    never = pods.with_columns(end=pl.datetime(9999, 12, 31, time_zone="UTC"))
+    with pytest.raises(TraceError, match=r"until 9999-12-31.* choose how many hours"):
+        build_scenario(Trace("t", None, never, None), ReplayOptions())
+    scenario = build_scenario(Trace("t", None, never, None), ReplayOptions(hours=2))
+    assert scenario.stop == scenario.start + 2 * HOUR
+
+
 @pytest.mark.parametrize("start", [START - 7 * A_DAY, START + 5 * A_DAY])
 def test_a_start_outside_of_the_trace_is_an_error(start: int) -> None:
     with pytest.raises(TraceError, match="choose"):

@@ -61,6 +61,7 @@ def test_the_last_complete_window_is_what_is_known_of_now() -> None:
     real.place(0, 0, START)
     assert real.at(START + 2 * WINDOW).tolist() == [2]
     assert real.at(START + 2 * WINDOW + 299).tolist() == [2]
+    assert np.isnan(real.at(START)).all()  # nothing of the first window is known when it begins
 
 
 def slow_peaks(node: Floats, column: int) -> list[float]:

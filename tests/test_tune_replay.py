@@ -75,7 +75,7 @@ def test_the_judged_days_come_after_the_searched_ones() -> None:
     assert judged.start == searched.stop
 
 
-@pytest.mark.parametrize("days", [(2.5, 1.0), (0.1, 1.0), (1.0, 0.0), (-1.0, 1.0)])
+@pytest.mark.parametrize("days", [(2.5, 1.0), (0.1, 1.0)])
 def test_days_that_the_trace_does_not_have_are_refused(days: tuple[float, float]) -> None:
     with pytest.raises(TraceError, match=r"tidal has 3\.0 days of usage"):
         split_days(busy_trace(), *days)
@@ -133,6 +133,9 @@ def test_no_target_above_what_is_accepted_is_tried() -> None:
     allowed = replace(free, violation_budget=0.05)
     targets = [attempt.policy.target for attempt in tune(allowed, silent).attempts]
     assert Policy().target < max(targets) <= 0.05
+    strict = replace(free, violation_budget=0.005)  # the search begins with the given target
+    targets = [attempt.policy.target for attempt in tune(strict, silent).attempts]
+    assert max(targets) == Policy().target
 
 
 def test_a_measurement_is_that_of_a_replay() -> None:
@@ -282,11 +285,25 @@ def test_the_table_says_whether_it_wins(folder: Path) -> None:
     assert "win" in shown or "nothing to judge" in shown
 
 
+@pytest.mark.parametrize("option", ["--out", "--html"])
+def test_a_file_that_cannot_be_written_loses_no_result(folder: Path, option: str) -> None:
+    file = str(folder / "tidal" / "pods.parquet" / "file")
+    tuned = ("trainer", "tune", "--trace", str(folder / "tidal"), *QUICK[:-1], "1", "--json")
+    result = CliRunner().invoke(assemble(), [*tuned, option, file])
+    assert isinstance(result.exception, ArchimedesError), result.output
+    assert file in str(result.exception)
+    assert json.loads(result.stdout)["trials"] == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (("--field", "celing"), "celing"),
         (("--search-days", "30"), "--search-days"),
+        (("--search-days", "nan"), "--search-days nan: must be above 0 and at most 3,660"),
+        (("--search-days", "-1"), "--search-days -1: must be above 0 and at most 3,660"),
+        (("--judge-days", "0"), "--judge-days 0: must be above 0 and at most 3,660"),
+        (("--judge-days", "inf"), "--judge-days inf: must be above 0 and at most 3,660"),
         (("--study", "/nowhere/at/all.db"), "/nowhere/at/all.db"),
         (("--model", "nowhere"), "none.db"),
     ],

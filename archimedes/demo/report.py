@@ -10,8 +10,10 @@ from rich.table import Table
 
 from archimedes.demo.run import Outcome
 from shadow.figures import Figures, figures
+from shadow.machines import Machines
 from shadow.page import Section, write_page
 from shadow.plots import cpu_plot, nodes_plot
+from shadow.report import machine_kind
 from shadow.series import node_series
 
 
@@ -25,8 +27,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     violation_rate: float
     offline_pods_placed: int
     offline_pods_waiting: int
-    machines: int
-    machines_saved: int
+    machines: int | None
+    machines_saved: int | None
     decision_ms_p50: float
     decision_ms_p99: float
     champion_before: str
@@ -60,7 +62,6 @@ def summarise(outcome: Outcome) -> tuple[Summary, Figures]:
 
 def rows(outcome: Outcome, summary: Summary, found: Figures) -> list[tuple[str, str]]:
     """The table's lines."""
-    counted = outcome.machines
     refused = [f"{cause}: {pods}" for cause, pods in sorted(found.refused.items())]
     return [
         ("nodes, simulated hours", f"{found.nodes}, {found.hours:g}"),
@@ -105,12 +106,18 @@ def rows(outcome: Outcome, summary: Summary, found: Figures) -> list[tuple[str, 
         ),
         (
             "machines for the same work",
-            (
-                f"{counted.needed} with reclaiming, {counted.without} without: "
-                f"{counted.saved} saved ({counted.saved / counted.without:.0%})"
-            ),
+            _machines(outcome.machines),
         ),
     ]
+
+
+def _machines(counted: Machines) -> str:
+    if counted.saved is None or counted.without is None:
+        return "cannot be told: no number of machines does the same"
+    return (
+        f"{counted.needed} with reclaiming, {counted.without} without: {counted.saved} saved "
+        f"({counted.saved / counted.without:.0%}), of {machine_kind(counted)}"
+    )
 
 
 def print_table(console: Console, title: str, lines: list[tuple[str, str]]) -> None:

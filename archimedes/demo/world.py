@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import polars as pl
 
+from models.constraints import POD_JSON
 from models.errors import TraceError
 from models.generator import ClusterSpec, generate_trace, offline_pods
 from models.grid import WINDOW
@@ -57,7 +58,8 @@ def build_world(trace: Trace, hours: float, nodes: int | None, seed: int) -> Wor
     """Lay a demo of so many hours over the end of a trace.
 
     Where the trace has no nodes it gets equal ones, and where it has no offline pods, generated
-    ones, so that the server and every replay meet the same.
+    ones, so that the server and every replay meet the same. For the same reason pods may run
+    anywhere: the demo's scheduler knows neither selectors, taints nor spread.
 
     Raises:
         TraceError: the trace has too few online pods, or too little usage before the demo's hours.
@@ -88,13 +90,15 @@ def build_world(trace: Trace, hours: float, nodes: int | None, seed: int) -> Wor
         }
     )
     same = trace.nodes is not None and set(trace.nodes["node"]) == set(fleet.names)
-    pods = trace.pods if same else trace.pods.with_columns(node=pl.lit(None, pl.String))
+    pods = trace.pods.drop(POD_JSON, strict=False)
+    if not same:
+        pods = pods.with_columns(node=pl.lit(None, pl.String))
     if (pods["tier"] == "online").all():
         before = grid.cpu[:, : grid.column(trial)]
         used = float(np.nansum(before)) / before.shape[1]
         load = OFFERED * max(float(fleet.millicpu.sum()) / 1000 - used, 0.0)
         jobs = offline_pods(seed, trial, stop, load)
-        pods = pl.concat([pods, jobs.select(pods.columns)])
+        pods = pl.concat([pods, jobs], how="diagonal")
     laid = replace(trace, nodes=frame, pods=pods)
     options = ReplayOptions(seed=seed, start=start, hours=span / 3600)
     return World(laid, options, trial, start, middle, stop)

@@ -152,19 +152,21 @@ def tune(
     with progress_bar() as step:
         outcome = tuning.tune(task, step)
     tuned = outcome.tuned
-    with TemporaryDirectory(prefix="archimedes-") as scratch:
-        page = html or Path(scratch) / "tune.html"
-        if html is not None or register:
+    if register and tuned.best is not None and tuned.best.policy != chosen.policy:
+        with TemporaryDirectory(prefix="archimedes-") as scratch:
+            page = Path(scratch) / "tune.html"
             report.write_report(page, outcome)
-        if register and tuned.best is not None and tuned.best.policy != chosen.policy:
             version = tuning.register(task, outcome, page, registry)
-            tuned = msgspec.structs.replace(tuned, registered=version)
-    if out is not None:
-        _write_policy(out, outcome)
+        tuned = msgspec.structs.replace(tuned, registered=version)
     if as_json:
         typer.echo(msgspec.json.encode(tuned))
     else:
         report.print_tuned(tuned)
+    # After what is printed, which a file that cannot be written must not lose.
+    if out is not None:
+        _write_policy(out, outcome)
+    if html is not None:
+        report.write_report(html, outcome)
 
 
 def _write_policy(file: Path, outcome: Outcome) -> None:

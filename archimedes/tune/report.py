@@ -95,7 +95,12 @@ def headline(tuned: Tuned) -> list[str]:
     share = gain.value / given if given else float("nan")
     verb = "wins" if t.wins else "does not win"
     lines.append(f"On the later days ({_days(t.judged)}) the found policy {verb}: {share:+.1%}")
-    if t.model_saw_judged_days:
+    if t.model_saw_judged_days is None:
+        lines.append(
+            "The model was trained on another trace of the judged days: whether its forecasts "
+            "there are held out is not known; both sides have the same ones."
+        )
+    elif t.model_saw_judged_days:
         lines.append(
             "The model was trained on the judged days, so its forecasts there are not held out; "
             "both sides have the same ones."

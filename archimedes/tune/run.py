@@ -11,12 +11,13 @@ import msgspec
 from archimedes.progress import Step
 from archimedes.tune.arena import Arena, build_arena
 from models.artifact import save_model
-from models.errors import TraceError
+from models.errors import SettingsError, TraceError
 from models.grid import WINDOW
 from models.model import Model
 from models.policy import Policy
 from models.registry import Registry
 from models.trace import Trace, digest, known_at, usage_grid
+from models.trace_validation import LONGEST_DAYS
 from models.versions import FORECASTER_TAG, REVISION_TAG, TARGET_TAG, TRACE_TAG, DataSource
 from shadow.compare import Comparison, Sides, judge, replay_sides
 from shadow.options import ReplayOptions
@@ -56,7 +57,8 @@ class Tuned(msgspec.Struct, frozen=True, kw_only=True):
 
     Fields:
         searched, judged: the training days, and the later ones that the search never saw.
-        model_saw_judged_days: the model itself was trained on this trace, beyond its training days.
+        model_saw_judged_days: the model itself was trained on usage of the judged days; None where
+            that is not known (`models.model.Training.saw`).
         base, best: the given policy and the winner, as measured on the training days; best is None
             where no policy keeps to the budget.
         changed: field -> (given, found).
@@ -70,7 +72,7 @@ class Tuned(msgspec.Struct, frozen=True, kw_only=True):
     model_version: str
     searched: Days
     judged: Days
-    model_saw_judged_days: bool
+    model_saw_judged_days: bool | None
     budget: Budget
     trials: int
     seeds: int
@@ -126,7 +128,11 @@ def split_days(
 
     Raises:
         TraceError: the usage does not cover them.
+        SettingsError: they are no number of days.
     """
+    for option, days in (("--search-days", search_days), ("--judge-days", judge_days)):
+        if days is not None and not 0 < days <= LONGEST_DAYS:
+            raise SettingsError(f"{option} {days:g}: must be above 0 and at most {LONGEST_DAYS:,}")
     grid = usage_grid(trace)
     first = grid.start + min(LEARN, (grid.end - grid.start) // 2)
     first -= first % WINDOW
@@ -202,7 +208,9 @@ def tune(task: Task, step: Step) -> Outcome:
         model_version=task.model.version,
         searched=task.searched,
         judged=task.judged,
-        model_saw_judged_days=_has_seen(task),
+        model_saw_judged_days=task.model.training.saw(
+            digest(task.trace), task.judged.start, task.judged.stop
+        ),
         budget=budget,
         trials=len(found.attempts),
         seeds=task.seeds,
@@ -264,7 +272,7 @@ def register(task: Task, outcome: Outcome, report: Path, registry: Registry) -> 
 
 
 def _accepted(task: Task) -> tuple[Dimension, ...]:
-    """The space with targets up to what is accepted: the budget where one is given, or the base's.
+    """The space with targets up to the base's own, or to the given budget where that is more.
 
     Forecasts calibrate themselves towards the target as time goes on, so a higher one will be
     violated as often in the end, however seldom it was on a few training days.
@@ -310,9 +318,3 @@ def _on(options: ReplayOptions, days: Days) -> ReplayOptions:
 def _changed(base: Policy, best: Policy) -> dict[str, tuple[float, float]]:
     pairs = {name: (getattr(base, name), getattr(best, name)) for name in Policy.__struct_fields__}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
-
-
-def _has_seen(task: Task) -> bool:
-    """Whether the model was trained on a part of this trace that lies in the judged days."""
-    training = task.model.training
-    return training.stop > task.searched.stop and training.data_digest == digest(task.trace)
