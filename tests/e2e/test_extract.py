@@ -100,8 +100,9 @@ def test_what_was_placed_is_placed_again_from_the_extracted_trace(
     assert set(online["cpu_request"]) == {REQUEST}
     grid = usage_grid(trace)
     rows = [row for row, pod in enumerate(grid.pods) if "/online-" in pod]
-    # what kwok lets them use, or the tide of the day before
-    assert np.nanmean(grid.cpu[rows]) == pytest.approx(USAGE, rel=0.3)
+    # What kwok lets them use. The window in which the world began is not observed whole.
+    highest = np.nan_to_num(grid.cpu[rows]).mean(axis=0).max()
+    assert highest == pytest.approx(USAGE, rel=0.3)
 
     options = ReplayOptions(start=int(begin), hours=24)
     result = replay(with_a_past(trace), model, options=options)
