@@ -118,9 +118,7 @@ class Champion:
         builder.add(workloads, usage, store.time)
         needs = self._habits.needs(workloads)
         history = group.history(store.time, usage, allocatable, needs)
-        newest = np.nan_to_num(usage[:, -1]).astype(np.float64)
-        used = np.bincount(group.node, newest, len(group.names))
-        result.rhythm.usage[group.rows] = used
+        result.rhythm.usage[group.rows] = history.newest
         result.rhythm.shape[group.rows] = node_shapes(history)
         result.newest[group.rows] = _newest(group, store.newest(keys), store)
         return Part(history, keys, group.names)

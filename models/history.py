@@ -53,6 +53,12 @@ class History:
         """N, the number of nodes."""
         return len(self.limit)
 
+    @property
+    def newest(self) -> Floats:
+        """What the node's pods used in the newest window, [N] cores; unobserved ones nothing."""
+        used = np.nan_to_num(self.usage[:, -1]).astype(np.float64)
+        return np.bincount(self.node, used[self.pod], self.nodes).astype(np.float64)
+
     def counting(self, need: Floats) -> History:
         """The same, where pods that are not seasoned count with ``need`` [P] cores.
 

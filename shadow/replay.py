@@ -407,9 +407,7 @@ class _Replay:
             forecast = self._rolling.refresh(
                 history, usage.names(online), self._scenario.fleet.names
             )
-            newest = np.nan_to_num(history.usage[:, -1]).astype(np.float64)
-            used = np.bincount(node, newest, history.nodes).astype(np.float64)
-            rhythm = Rhythm(used, node_shapes(history), self._habits)
+            rhythm = Rhythm(history.newest, node_shapes(history), self._habits)
             cluster.refresh(forecast.forecast, forecast.expected, rhythm)
             self._record.forecast(time, forecast.forecast, usage.peaks(time))
         else:

@@ -329,14 +329,21 @@ async def test_usage_is_read_as_far_as_the_extender_knew_it(
     assert (tally.decisions, tally.unscored) == (10, 0)
 
 
+def registered(database_uri: str, folder: Path) -> tuple[Registry, Challenger]:
+    """A registry whose version 1 is the challenger, and what follows that; it was loaded."""
+    registry = Registry(database_uri)
+    save_model(challenger(), folder / "model")
+    registry.register(folder / "model", params={}, metrics={}, tags={})
+    loaded = Challenger("challenger", database_uri, registry, folder / "models")
+    assert version_of(loaded) == "1"
+    return registry, loaded
+
+
 def test_a_challenger_outlives_its_registry(
     database_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    registry, store = Registry(database_uri), tmp_path / "models"
-    save_model(challenger(), tmp_path / "model")
-    version = registry.register(tmp_path / "model", params={}, metrics={}, tags={})
-    loaded = Challenger("challenger", database_uri, registry, store)
-    assert version_of(loaded) == version
+    registry, loaded = registered(database_uri, tmp_path)
+    version, store = "1", tmp_path / "models"
 
     def away(*_: object) -> str:
         raise RegistryError("MLflow cannot be reached")
@@ -374,11 +381,7 @@ def test_a_challenger_comes_and_goes(database_uri: str, tmp_path: Path) -> None:
 def test_a_withdrawn_challenger_stays_away_while_the_registry_is(
     database_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    registry = Registry(database_uri)
-    save_model(challenger(), tmp_path / "model")
-    registry.register(tmp_path / "model", params={}, metrics={}, tags={})
-    loaded = Challenger("challenger", database_uri, registry, tmp_path / "models")
-    assert version_of(loaded) == "1"
+    registry, loaded = registered(database_uri, tmp_path)
     registry.promote("challenger", "a test")
     assert version_of(loaded) is None
 
@@ -395,11 +398,7 @@ def test_a_withdrawn_challenger_stays_away_while_the_registry_is(
 def test_a_challenger_that_cannot_be_loaded_ends_nothing(
     database_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    registry = Registry(database_uri)
-    save_model(challenger(), tmp_path / "model")
-    registry.register(tmp_path / "model", params={}, metrics={}, tags={})
-    loaded = Challenger("challenger", database_uri, registry, tmp_path / "models")
-    assert version_of(loaded) == "1"
+    registry, loaded = registered(database_uri, tmp_path)
     registry.register(tmp_path / "model", params={}, metrics={}, tags={})
 
     def damaged(*_: object) -> str:

@@ -92,7 +92,7 @@ def highest_reclaimable(world: World) -> Iterator[dict[str, int]]:
 def test_online_pods_do_not_wait_for_a_paused_extender(world: World) -> None:
     with load(world), world.extender.paused():
         names = online(world, "web", 20)
-        workload.wait_for_phase(world.plane.admin, world.namespace, names, timeout=180)
+        workload.wait_for_phase(world.plane.admin, world.namespace, names, timeout=60)
     world.delete("web")
 
 
@@ -100,7 +100,7 @@ def test_online_pods_do_not_wait_for_a_killed_extender(world: World) -> None:
     with load(world):
         world.extender.stop(grace=0.0)
         names = online(world, "web", 20)
-        workload.wait_for_phase(world.plane.admin, world.namespace, names, timeout=180)
+        workload.wait_for_phase(world.plane.admin, world.namespace, names, timeout=60)
         world.extender.start()
     world.delete("web")
 
@@ -128,7 +128,7 @@ def test_calls_go_on_where_the_process_that_forecasts_is_killed(world: World) ->
     with load(world):
         os.kill(killed, signal.SIGKILL)
         names = online(world, "web", 20)
-        workload.wait_for_phase(world.plane.admin, world.namespace, names, timeout=180)
+        workload.wait_for_phase(world.plane.admin, world.namespace, names, timeout=60)
     wait_until(
         lambda: extender.forecaster() not in (None, killed), 180, "another process forecasts"
     )

@@ -157,8 +157,10 @@ def test_promises_follow_the_tide(world: World) -> None:
     before = len([pod for pod in world.pods("tide") if pod["spec"].get("nodeName")])
 
     def more_run() -> bool:
+        if sum(bool(pod["spec"].get("nodeName")) for pod in world.pods("tide")) >= before + 50:
+            return True
         world.retry()
-        return sum(bool(pod["spec"].get("nodeName")) for pod in world.pods("tide")) >= before + 50
+        return False
 
     wait_until(more_run, 660, "the fall of usage makes room for pods that wait", interval=15)
     world.delete("tide")

@@ -137,6 +137,7 @@ class World:
     extender: Extender
     account: str
     prometheus: Prometheus
+    began: float  # seconds since the epoch: usage has been scraped without a gap since then
 
     def offline(self, prefix: str, count: int, ask: int, duration: str = "1h") -> list[str]:
         """Create offline pods that ask for so many millicores each; their names."""
@@ -220,20 +221,27 @@ class World:
         """Have kube-scheduler try again what an extender has refused.
 
         It does so at an event, such as a change of a node's annotations, or after five minutes; of
-        a newer forecast it hears nothing.
+        a newer forecast it hears nothing. At least one pod must wait.
         """
+        before = self._tries()
         path = "/api/v1/nodes/node-00"
         self.plane.admin.patch(path, {"metadata": {"annotations": {"retried": str(time.time())}}})
+        wait_until(lambda: self._tries() > before, 120, "kube-scheduler tries a pod again")
+
+    def _tries(self) -> float:
+        """How often kube-scheduler has tried a pod."""
+        return sum(self._samples("scheduler_schedule_attempts_total").values())
 
     def _queues(self) -> tuple[float, ...]:
         """How many pods kube-scheduler has in each of its queues of pods."""
-        lines = dict(
-            line.rsplit(" ", 1)
-            for line in self.plane.scheduler_metrics().splitlines()
-            if line.startswith("scheduler_pending_pods{")
-        )
-        samples = [f'scheduler_pending_pods{{queue="{name}"}}' for name in _QUEUES]
-        return tuple(float(lines.get(sample, 0)) for sample in samples)
+        found = self._samples("scheduler_pending_pods")
+        return tuple(found.get(f'{{queue="{name}"}}', 0.0) for name in _QUEUES)
+
+    def _samples(self, metric: str) -> dict[str, float]:
+        """A metric of kube-scheduler, by the labels of its samples."""
+        lines = self.plane.scheduler_metrics().splitlines()
+        samples = (line.rsplit(" ", 1) for line in lines if line.startswith(f"{metric}{{"))
+        return {name.removeprefix(metric): float(value) for name, value in samples}
 
 
 def zone_of(node: str) -> str:
@@ -291,10 +299,11 @@ def build_world(
         )
         try:
             extender.start()
+            began = time.time()
             plane.start_scheduler(shipped_configuration(extender.url))
             if still:  # each full hour is a refresh's time, whenever the extender began
                 prometheus.stop()
-            yield World(plane, namespace, extender, account, prometheus)
+            yield World(plane, namespace, extender, account, prometheus, began)
         finally:
             extender.stop()
 
