@@ -74,6 +74,13 @@ def test_sum_pods_leaves_young_pods_out() -> None:
     assert history.sum_pods(np.array([1.5, 100.0])).tolist() == [1.5]
 
 
+def test_what_was_not_observed_in_the_newest_window_uses_nothing_in_it() -> None:
+    usage = np.full((3, 30), 0.5, np.float32)
+    usage[:, -1] = [1.0, NAN, 2.0]
+    usage[2, :-1] = NAN  # young, but it runs
+    assert small_history(usage, [2.0, 3.0, 4.0]).newest.tolist() == [3.0]
+
+
 def test_a_node_without_pods_has_an_empty_aggregate() -> None:
     history = build_history(
         0,

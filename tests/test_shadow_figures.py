@@ -377,6 +377,18 @@ def test_machines_hold_the_largest_online_pod() -> None:
     assert said == "3 of 16 cores, 64 GiB (1.25 x the mean node, for the largest online pod)"
 
 
+def test_machines_hold_the_online_pod_with_the_most_memory() -> None:
+    rows: list[ROW] = [("large", "online", 1.0, 48.0, 0, 86_400, "n1")]
+    rows += [("job", "offline", 2.0, 1.0, 60, 7_260, None)]
+    nodes = nodes_table({"n0": (8.0, 16.0), "n1": (8.0, 64.0)})
+    found = machines(Trace("memory", nodes, pods_table(rows), None), None)
+    # The mean node has 40 GiB, of which 48 are 1.2 x.
+    assert found.size == pytest.approx(1.2)
+    assert found.memory == pytest.approx(48.0)
+    # The large pod fills one; the job has another.
+    assert (found.present, found.needed, found.without) == (2, 2, 2)
+
+
 def full_cluster(jobs: int = 24) -> Trace:
     """Four nodes of 8 cores, all requested and a tenth used; jobs of two cores for a day."""
     rows: list[ROW] = [(f"web-{i}", "online", 7.6, 4.0, 0, 4 * 86_400, f"n{i}") for i in range(4)]

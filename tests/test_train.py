@@ -26,6 +26,7 @@ from models.shipped import shipped
 from models.trace import Trace, digest, usage_grid, write_trace
 from models.versions import FORECASTER_TAG, REVISION_TAG, TARGET_TAG, TRACE_TAG
 from tests.mlflow_server import closed_port
+from trainer import train as training
 from trainer.cli import app
 from trainer.figures import draw
 from trainer.held_out import LEAST_SCORES, HeldOut, look_at, violation_rates
@@ -226,13 +227,40 @@ def test_a_folder_that_cannot_be_written_is_reported_before_training(
 
 def test_whether_a_model_saw_a_time_is_not_known_of_another_trace_of_it() -> None:
     empty = shipped(CLASSICAL["max-7d"]).training
-    training = msgspec.structs.replace(empty, start=100, stop=200, data_digest="one")
-    assert training.saw("one", 199, 300) is True
-    assert training.saw("one", 0, 101) is True
-    assert training.saw("two", 199, 300) is None
+    given = msgspec.structs.replace(empty, start=100, stop=200, data_digest="one")
+    assert given.saw("one", 199, 300) is True
+    assert given.saw("one", 0, 101) is True
+    assert given.saw("two", 199, 300) is None
     for digest_ in ("one", "two"):
-        assert training.saw(digest_, 200, 300) is False
-        assert training.saw(digest_, 0, 100) is False
+        assert given.saw(digest_, 200, 300) is False
+        assert given.saw(digest_, 0, 100) is False
+
+
+def with_silent_pods(trace: Trace) -> Trace:
+    """The trace with a pod more on each node, which never ran."""
+    assert trace.nodes is not None
+    silent = [
+        trace.pods.head(1).with_columns(
+            pod=pl.lit(f"default/silent-{node}"),
+            node=pl.lit(node),
+            start=trace.pods["start"].min(),
+            end=trace.pods["end"].max(),
+        )
+        for node in trace.nodes["node"]
+    ]
+    return dataclasses.replace(trace, pods=pl.concat([trace.pods, *silent]))
+
+
+def test_figures_of_training_leave_out_what_was_never_observed(
+    trace: Trace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = list[HeldOut]()
+    monkeypatch.setattr("trainer.train.draw", lambda held, *_: drawn.append(held))
+    for name, given in (("plain", trace), ("more", with_silent_pods(trace))):
+        (tmp_path / name).mkdir()
+        training.train(given, tmp_path / name, seed=0, policy=Policy())
+    assert np.isfinite(drawn[0].truth).any()
+    np.testing.assert_array_equal(drawn[0].truth, drawn[1].truth)
 
 
 def test_an_evaluation_leaves_out_what_was_never_observed(
@@ -240,22 +268,12 @@ def test_an_evaluation_leaves_out_what_was_never_observed(
 ) -> None:
     """A pod on each node that never ran; a model of the trace without them may have seen it."""
     plain = generate_trace(ClusterSpec(seed=3, nodes=5, days=2))
-    assert plain.nodes is not None
-    silent = [
-        plain.pods.head(1).with_columns(
-            pod=pl.lit(f"default/silent-{node}"),
-            node=pl.lit(node),
-            start=plain.pods["start"].min(),
-            end=plain.pods["end"].max(),
-        )
-        for node in plain.nodes["node"]
-    ]
-    more = dataclasses.replace(plain, pods=pl.concat([plain.pods, *silent]))
+    more = with_silent_pods(plain)
     model = shipped(CLASSICAL["max-7d"])
-    training = msgspec.structs.replace(
+    seen = msgspec.structs.replace(
         model.training, stop=usage_grid(plain).end, data_digest=digest(plain)
     )
-    trained = dataclasses.replace(model, training=training)
+    trained = dataclasses.replace(model, training=seen)
     monkeypatch.setattr("models.refs.resolve_model", lambda *_: trained)
     found = []
     for name, trace in (("plain", plain), ("more", more)):
