@@ -49,8 +49,9 @@ def begun(usage: Floats32, first: int, stop: int) -> Floats32:
     found = usage[:, first:stop].copy()
     read = ~np.isnan(found).all(axis=0)
     missing = np.flatnonzero(np.isnan(found).any(axis=1))
-    observed = np.logical_or.accumulate(~np.isnan(usage[missing, :stop]), axis=1)
-    found[missing] = np.where(read & ~observed[:, first:], np.float32(0), found[missing])
+    earlier = ~np.isnan(usage[missing, :first]).all(axis=1, keepdims=True)
+    has_begun = np.logical_or.accumulate(~np.isnan(found[missing]), axis=1) | earlier
+    found[missing] = np.where(read & ~has_begun, np.float32(0), found[missing])
     return found
 
 
