@@ -17,6 +17,7 @@ from models.store import DEFAULT_TRACKING_URI, MODEL_NAME
 
 if TYPE_CHECKING:
     from models.promotion import Event
+    from models.registry import Registry
     from models.versions import Version
 
 app = typer.Typer(
@@ -129,6 +130,19 @@ def _sentence(event: Event) -> str:
 
 def _utc(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def prepared(tracking_uri: str) -> Registry:
+    """The registry, for a command that works for minutes before it writes there.
+
+    Raises:
+        RegistryError: it cannot be used; said before the work and not after it.
+    """
+    from models.registry import Registry
+
+    registry = Registry(tracking_uri)
+    registry.prepare()
+    return registry
 
 
 def user() -> str:

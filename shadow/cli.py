@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
+from models.cli import prepared
 from models.errors import SettingsError
 from models.store import DEFAULT_TRACKING_URI
 from shadow.cli_extract import extract
@@ -153,6 +154,7 @@ def replay(
     from shadow.parallel import cores
     from shadow.seeds import Candidate, Replays, mean_of, replay_seeds
 
+    registry = prepared(tracking_uri) if log else None
     read = read_trace(trace)
     chosen, own_policy = _model(model, tracking_uri), read_policy(policy)
     with _progress("replay") as step:
@@ -174,15 +176,16 @@ def replay(
             )
         rows += report.machine_rows(count)
         shown |= {"machines": count.needed, "machines_saved": count.saved}
-    if log:
-        from models.registry import Registry
-        from shadow.logged import log_replay
+    try:
+        if registry is not None:
+            from shadow.logged import log_replay
 
-        shown["run_id"] = log_replay(Registry(tracking_uri), read, results[0], found, rows, shown)
-    if as_json:
-        typer.echo(msgspec.json.encode(shown))
-    else:
-        _print(report.replay_table(f"{found.trace}, forecasts by {found.model_version}", rows))
+            shown["run_id"] = log_replay(registry, read, results[0], found, rows, shown)
+    finally:  # a registry that has gone meanwhile loses no figures
+        if as_json:
+            typer.echo(msgspec.json.encode(shown))
+        else:
+            _print(report.replay_table(f"{found.trace}, forecasts by {found.model_version}", rows))
     if html is not None:  # after what is printed, which a file that cannot be written must not lose
         from shadow.report_page import write_replay_page
 
@@ -230,6 +233,7 @@ def compare(
     from shadow.parallel import cores
     from shadow.seeds import Candidate
 
+    registry = prepared(tracking_uri) if log else None
     read = read_trace(trace)
     candidates = [
         Candidate(_model(ref, tracking_uri), read_policy(file))
@@ -247,18 +251,19 @@ def compare(
         )
     found = judge(sides)
     shown = msgspec.to_builtins(found)
-    if log:
-        from models.registry import Registry
-        from shadow.logged import log_comparison
+    try:
+        if registry is not None:
+            from shadow.logged import log_comparison
 
-        shown["run_id"] = log_comparison(Registry(tracking_uri), read, sides, found)
-    if as_json:
-        typer.echo(msgspec.json.encode(shown))
-    else:
-        _print(report.comparison_table(found))
-        _print(report.cohort_table(found))
-        for line in report.comparison_sentences(found):
-            typer.echo(line)
+            shown["run_id"] = log_comparison(registry, read, sides, found)
+    finally:  # a registry that has gone meanwhile loses no figures
+        if as_json:
+            typer.echo(msgspec.json.encode(shown))
+        else:
+            _print(report.comparison_table(found))
+            _print(report.cohort_table(found))
+            for line in report.comparison_sentences(found):
+                typer.echo(line)
     if html is not None:
         from shadow.report_page import write_comparison_page
 

@@ -11,13 +11,15 @@ from typer.testing import CliRunner
 
 from models.artifact import save_model
 from models.classical import CLASSICAL
-from models.errors import ArchimedesError
+from models.errors import ArchimedesError, RegistryError
 from models.grid import DAY
+from models.registry import Registry
 from models.shipped import shipped
 from models.trace import Trace, write_trace
 from shadow.cli import app
 from shadow.compare import Comparison
 from shadow.figures import Figures
+from tests.mlflow_server import closed_port
 from tests.shadow_traces import pods_table, tidal_trace, usage_table
 
 
@@ -273,3 +275,32 @@ def test_replay_and_compare_are_logged_as_runs(trace: str, tmp_path: Path) -> No
     assert judged.data.metrics["reclaimed_core_hours.low"] == pytest.approx(gain)
     files = {item.path for item in client.list_artifacts(compared["run_id"])}
     assert files == {"comparison.json", "comparison.html"}
+
+
+SIDES = ("compare", "--champion", "requests", "--challenger", "trailing-max-7d")
+
+
+@pytest.mark.parametrize("command", [("replay",), SIDES])
+def test_a_registry_that_goes_meanwhile_loses_no_result(
+    trace: str, tmp_path: Path, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: object, **__: object) -> str:
+        raise RegistryError("MLflow has gone")
+
+    monkeypatch.setattr(Registry, "log_run", gone)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    more = ("--trace", trace, "--hours", "1", "--log", "--tracking-uri", uri, "--json")
+    result = CliRunner().invoke(app, [*command, *more])
+    assert isinstance(result.exception, RegistryError), result.output
+    assert json.loads(result.stdout)
+
+
+@pytest.mark.parametrize("command", [("replay",), SIDES])
+def test_an_unreachable_registry_is_reported_before_replaying(
+    trace: str, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for function in ("shadow.seeds.replay_seeds", "shadow.compare.replay_sides"):
+        monkeypatch.setattr(function, lambda *_, **__: pytest.fail("replayed first"))
+    uri = f"http://127.0.0.1:{closed_port()}"
+    result = CliRunner().invoke(app, [*command, "--trace", trace, "--log", "--tracking-uri", uri])
+    assert isinstance(result.exception, RegistryError), result.output

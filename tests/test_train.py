@@ -216,6 +216,35 @@ def test_an_unreachable_registry_is_reported_before_training(
         train("--trace", str(trace_folder), "--register", "--tracking-uri", uri)
 
 
+def test_a_registry_that_goes_meanwhile_loses_no_model(
+    trace_folder: Path, database_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: object, **__: object) -> str:
+        raise RegistryError("MLflow has gone")
+
+    monkeypatch.setattr("trainer.train.register", gone)
+    more = ("--out", str(tmp_path / "out"), "--register", "--tracking-uri", database_uri)
+    with pytest.raises(RegistryError, match="gone"):
+        train("--trace", str(trace_folder), *more)
+    assert load_model(tmp_path / "out" / "model").policy == Policy()
+
+
+def test_a_registry_that_goes_meanwhile_loses_no_evaluation(
+    tmp_path: Path, database_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: object, **__: object) -> str:
+        raise RegistryError("MLflow has gone")
+
+    monkeypatch.setattr(Registry, "log_run", gone)
+    monkeypatch.setattr("models.refs.resolve_model", lambda *_: shipped(CLASSICAL["max-7d"]))
+    write_trace(generate_trace(ClusterSpec(seed=3, nodes=5, days=2)), tmp_path / "trace")
+    given = ["evaluate", "--trace", str(tmp_path / "trace"), "--model", "m", "--horizon", "1"]
+    more = ["--seeds", "1", "--log", "--tracking-uri", database_uri, "--json"]
+    result = CliRunner().invoke(app, [*given, *more])
+    assert isinstance(result.exception, RegistryError), result.output
+    assert json.loads(result.stdout)["trace"]
+
+
 def test_a_folder_that_cannot_be_written_is_reported_before_training(
     trace_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

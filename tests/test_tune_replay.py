@@ -15,7 +15,7 @@ from archimedes.cli import assemble
 from archimedes.tune.arena import Arena, build_arena
 from archimedes.tune.run import DAY, Outcome, Task, Tuned, split_days, tune
 from models.artifact import load_model
-from models.errors import ArchimedesError, TraceError
+from models.errors import ArchimedesError, RegistryError, TraceError
 from models.policy import Policy
 from models.refs import resolve_model
 from models.registry import Registry
@@ -283,6 +283,21 @@ def test_the_table_says_whether_it_wins(folder: Path) -> None:
     shown = run("trainer", "tune", "--trace", str(folder / "tidal"), *QUICK, "--field", "ceiling")
     assert "ceiling" in shown
     assert "win" in shown or "nothing to judge" in shown
+
+
+def test_a_registry_that_goes_meanwhile_loses_no_result(
+    folder: Path, registered: Tuned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: object) -> str:
+        raise RegistryError("MLflow has gone")
+
+    monkeypatch.setattr("archimedes.tune.run.register", gone)
+    tuned = ("trainer", "tune", "--trace", str(folder / "tidal"), "--model", "trailing-max-24h")
+    more = ("--policy", str(folder / "strict.yaml"), "--register", "--json")
+    uri = f"sqlite:///{folder}/gone.db"
+    result = CliRunner().invoke(assemble(), [*tuned, *QUICK, *more, "--tracking-uri", uri])
+    assert isinstance(result.exception, RegistryError), result.output
+    assert json.loads(result.stdout)["best"] == msgspec.to_builtins(registered.best)
 
 
 @pytest.mark.parametrize("option", ["--out", "--html"])

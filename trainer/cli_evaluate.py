@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from models.cli import Json, TrackingUri
+from models.cli import Json, TrackingUri, prepared
 from models.errors import SettingsError, TraceError
 from models.store import DEFAULT_TRACKING_URI
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from models.forecaster import Forecaster
     from models.grid import UsageGrid
     from models.model import Model
+    from models.registry import Registry
     from models.trace import Trace
     from trainer.backtest import Fit, Progress
     from trainer.report import Evaluation
@@ -54,6 +55,7 @@ def evaluate(
     from trainer.machines import placement_of
     from trainer.report import summarise
 
+    registry = prepared(tracking_uri) if log else None
     source = read_trace(trace)
     if source.usage is None:
         raise TraceError(f"{trace} has no usage.parquet; an evaluation compares forecasts with it")
@@ -73,9 +75,9 @@ def evaluate(
         model="fitted" if given is None else given.version,
         held_out=True if given is None else _held_out(given, source, grid),
     )
-    if log:
-        _log(evaluation, source, tracking_uri)
     _show(evaluation, as_json=as_json)
+    if registry is not None:
+        _log(evaluation, source, registry)
 
 
 def _horizons(chosen: Sequence[int] | None, default: tuple[int, ...]) -> tuple[int, ...]:
@@ -128,15 +130,14 @@ def _held_out(model: Model, trace: Trace, grid: UsageGrid) -> bool | None:
     return None if saw is None else not saw
 
 
-def _log(evaluation: Evaluation, trace: Trace, tracking_uri: str) -> None:
-    from models.registry import Registry
+def _log(evaluation: Evaluation, trace: Trace, registry: Registry) -> None:
     from models.trace import digest
     from models.versions import TRACE_TAG
     from trainer.report import metrics_of
 
     with TemporaryDirectory(prefix="archimedes-") as folder:
         (Path(folder) / "evaluation.json").write_bytes(msgspec.json.encode(evaluation))
-        Registry(tracking_uri).log_run(
+        registry.log_run(
             f"evaluate {trace.name}",
             params={"trace": trace.name, "seeds": evaluation.seeds, "model": evaluation.model},
             metrics=metrics_of(evaluation),

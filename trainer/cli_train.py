@@ -78,9 +78,9 @@ def train(
             threads=threads,
             progress=progress,
         )
-        version = training.register(trained, source.name, registry) if register else None
         if out is not None:
             shutil.copytree(scratch, out)
+        version = training.register(trained, source.name, registry) if register else None
     promoted = promote_first and version is not None and registry.alias("champion") is None
     if promoted and version is not None:
         registry.promote(version, "the first version", user())

@@ -10,7 +10,7 @@ import msgspec
 import typer
 
 from archimedes.progress import progress_bar
-from models.cli import Json, TrackingUri
+from models.cli import Json, TrackingUri, prepared
 from models.errors import SettingsError
 from models.store import DEFAULT_TRACKING_URI
 from shadow.cli import (
@@ -123,16 +123,13 @@ def tune(
     from archimedes.tune import report
     from archimedes.tune import run as tuning
     from models.refs import resolve_model
-    from models.registry import Registry
     from models.trace import read_trace
     from trainer.search_space import search_space
 
     source, chosen = read_trace(trace), resolve_model(model, tracking_uri)
     base = read_policy(policy) or chosen.policy
     searched, judged = tuning.split_days(source, search_days, judge_days)
-    registry = Registry(tracking_uri)
-    if register:
-        registry.prepare()
+    registry = prepared(tracking_uri) if register else None
     task = tuning.Task(
         trace=source,
         model=chosen,
@@ -152,16 +149,18 @@ def tune(
     with progress_bar() as step:
         outcome = tuning.tune(task, step)
     tuned = outcome.tuned
-    if register and tuned.best is not None and tuned.best.policy != chosen.policy:
-        with TemporaryDirectory(prefix="archimedes-") as scratch:
-            page = Path(scratch) / "tune.html"
-            report.write_report(page, outcome)
-            version = tuning.register(task, outcome, page, registry)
-        tuned = msgspec.structs.replace(tuned, registered=version)
-    if as_json:
-        typer.echo(msgspec.json.encode(tuned))
-    else:
-        report.print_tuned(tuned)
+    try:
+        if registry is not None and tuned.best is not None and tuned.best.policy != chosen.policy:
+            with TemporaryDirectory(prefix="archimedes-") as scratch:
+                page = Path(scratch) / "tune.html"
+                report.write_report(page, outcome)
+                version = tuning.register(task, outcome, page, registry)
+            tuned = msgspec.structs.replace(tuned, registered=version)
+    finally:  # a registry that has gone meanwhile loses no figures
+        if as_json:
+            typer.echo(msgspec.json.encode(tuned))
+        else:
+            report.print_tuned(tuned)
     # After what is printed, which a file that cannot be written must not lose.
     if out is not None:
         _write_policy(out, outcome)
