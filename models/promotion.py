@@ -2,13 +2,14 @@
 
 Aliases can only be moved one at a time and keep no history. So the intent is written down first,
 the champion is moved and never removed, and whoever changes something next completes what was
-left half done. One promoter at a time: the registry has no lock that two could share.
+left half done. One promoter at a time: the registry has no lock that two could share. Who moves
+the alias in MLflow's pages writes nothing down: the next change makes that good.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol
 
 import msgspec
@@ -16,6 +17,9 @@ import msgspec
 from models.errors import RegistryError
 
 log = logging.getLogger(__name__)
+
+BY_HAND = "the alias was moved by hand"
+"""Why a version is the champion that nobody promoted with a reason."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,33 +83,59 @@ class Shelf(Protocol):
 def promote(shelf: Shelf, version: str, reason: str, by: str, now: float) -> Event | None:
     """Make a version the champion and the old champion the previous one.
 
+    A champion that was made by hand, in MLflow's pages, is recorded on the way: with this reason
+    where it is the version asked for.
+
     Returns:
-        What was changed, or None where the version was the champion already.
+        What was changed, or None where the version was recorded as the champion already.
     """
     _complete(shelf)
-    champion = shelf.aliases().get("champion")
+    champion, recorded = shelf.aliases().get("champion"), recorded_champion(shelf.history())
     if champion == version:
-        return None
+        if recorded == version:
+            return None
+        return _change(shelf, "promote", version, recorded, reason, by, now)
+    _record_by_hand(shelf, now)
     return _change(shelf, "promote", version, champion, reason, by, now)
 
 
 def rollback(shelf: Shelf, reason: str, by: str, now: float) -> Event:
     """Swap champion and previous; a rollback that was killed half-way is completed instead.
 
+    After a champion was made by hand, previous is what was recorded as the champion before.
+
     Raises:
-        RegistryError: no version was replaced yet.
+        RegistryError: no version was replaced yet, or there is no champion.
     """
     completed = _complete(shelf)
     if completed is not None and completed.action == "rollback":
         return completed
+    _record_by_hand(shelf, now)
     aliases = shelf.aliases()
     champion, previous = aliases.get("champion"), aliases.get("previous")
-    if champion is None or previous is None or champion == previous:
-        raise RegistryError(
-            "there is no previous version to roll back to; "
-            "promote one with `archimedes models promote VERSION --reason WHY`"
-        )
-    return _change(shelf, "rollback", previous, champion, reason, by, now)
+    if champion is None:
+        wrong = "no version is the champion"
+    elif previous is None:
+        wrong = "there is no previous version to roll back to"
+    elif champion == previous:
+        wrong = f"champion and previous are both version {champion}: an alias was moved by hand"
+    else:
+        return _change(shelf, "rollback", previous, champion, reason, by, now)
+    raise RegistryError(
+        f"{wrong}; promote one with `archimedes models promote VERSION --reason WHY`"
+    )
+
+
+def recorded_champion(events: Sequence[Event]) -> str | None:
+    """The version that the newest event made the champion."""
+    return events[-1].champion if events else None
+
+
+def _record_by_hand(shelf: Shelf, now: float) -> None:
+    """Record a champion that somebody made by moving the alias."""
+    champion, recorded = shelf.aliases().get("champion"), recorded_champion(shelf.history())
+    if champion is not None and recorded is not None and champion != recorded:
+        _change(shelf, "promote", champion, recorded, BY_HAND, "unknown", now)
 
 
 def _change(

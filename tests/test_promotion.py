@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.errors import RegistryError
-from models.promotion import Event, promote, rollback
+from models.promotion import BY_HAND, Event, promote, rollback
 
 
 class KilledError(Exception):
@@ -152,13 +152,66 @@ def test_promotion_keeps_another_challenger() -> None:
 
 
 @pytest.mark.parametrize(
-    "aliases", [{}, {"champion": "1"}, {"champion": "1", "previous": "1"}, {"previous": "1"}]
+    ("aliases", "says"),
+    [
+        ({}, "no version is the champion"),
+        ({"previous": "1"}, "no version is the champion"),
+        ({"champion": "1"}, "no previous version"),
+        ({"champion": "1", "previous": "1"}, "champion and previous are both version 1"),
+    ],
 )
-def test_rollback_without_a_previous_version_is_refused(aliases: dict[str, str]) -> None:
+def test_rollback_without_a_previous_version_is_refused(aliases: dict[str, str], says: str) -> None:
     shelf = FakeShelf(aliases)
-    with pytest.raises(RegistryError, match="no previous version"):
+    with pytest.raises(RegistryError, match=f"{says}.*models promote"):
         roll_back(shelf)
     assert shelf.aliases() == aliases
+
+
+def moved_by_hand() -> FakeShelf:
+    """Version 1 was promoted, and 2 made the champion in MLflow's pages."""
+    shelf = FakeShelf({"challenger": "2"})
+    promote(shelf, "1", "first", "me", 1.0)
+    shelf.set_alias("champion", "2")
+    return shelf
+
+
+def test_a_champion_made_by_hand_is_recorded_with_the_reason_that_is_given_later() -> None:
+    shelf = moved_by_hand()
+    event = promote_2(shelf)
+    assert isinstance(event, Event)
+    assert (event.champion, event.previous, event.reason) == ("2", "1", "better")
+    assert shelf.aliases() == {"champion": "2", "previous": "1"}
+    assert promote_2(shelf) is None
+
+
+def test_a_champion_made_by_hand_can_be_rolled_back() -> None:
+    shelf = moved_by_hand()
+    roll_back(shelf)
+    assert shelf.aliases() == {"champion": "1", "previous": "2"}
+    assert [(e.action, e.champion, e.previous) for e in shelf.history()] == [
+        ("promote", "1", None),
+        ("promote", "2", "1"),
+        ("rollback", "1", "2"),
+    ]
+    assert shelf.history()[1].reason == BY_HAND
+
+
+def test_a_champion_made_by_hand_stays_in_the_history_of_the_next() -> None:
+    shelf = moved_by_hand()
+    promote(shelf, "3", "better still", "me", 2.0)
+    assert shelf.aliases() == {"champion": "3", "previous": "2"}
+    assert [(e.champion, e.previous) for e in shelf.history()] == [
+        ("1", None),
+        ("2", "1"),
+        ("3", "2"),
+    ]
+
+
+def test_a_first_champion_made_by_hand_is_recorded_when_it_is_promoted() -> None:
+    shelf = FakeShelf({"champion": "2"})
+    event = promote_2(shelf)
+    assert shelf.history() == [event]
+    assert shelf.aliases() == {"champion": "2"}
 
 
 def test_two_rollbacks_come_back_to_where_they_started() -> None:
@@ -209,27 +262,35 @@ def test_an_interrupted_promotion_whose_old_champion_was_deleted_is_completed() 
 
 @given(
     st.lists(
-        st.tuples(st.one_of(st.none(), st.sampled_from("123")), st.integers(0, 12)), max_size=12
+        st.tuples(
+            st.sampled_from(["rollback", "by hand", "promote"]),
+            st.sampled_from("123"),
+            st.integers(0, 12),
+        ),
+        max_size=12,
     )
 )
 def test_any_sequence_of_killed_changes_keeps_a_champion_and_a_true_history(
-    steps: list[tuple[str | None, int]],
+    steps: list[tuple[str, str, int]],
 ) -> None:
-    shelf = FakeShelf({"champion": "1", "challenger": "2"})
-    for version, survives in steps:
+    shelf = FakeShelf({"challenger": "2"})
+    promote(shelf, "1", "first", "me", 0.0)
+    for action, version, survives in steps:
         shelf.dies_before = survives
         try:
-            if version is None:
+            if action == "rollback":
                 rollback(shelf, "why", "me", 0.0)
+            elif action == "by hand":
+                shelf.set_alias("champion", version)
             else:
                 promote(shelf, version, "why", "me", 0.0)
         except (KilledError, RegistryError):
             continue
-    assert None not in shelf.champions
+    assert None not in shelf.champions[1:]
     shelf.dies_before = 10_000
     promote(shelf, "3", "last", "me", 0.0)
     assert shelf.aliases()["champion"] == "3"
-    champions = ["1", *(event.champion for event in shelf.history())]
+    champions = [None, *(event.champion for event in shelf.history())]
     assert champions[-1] == "3"
     # Each event starts where the one before it ended.
     assert [event.previous for event in shelf.history()] == champions[:-1]
