@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.arrays import Floats, Ints
-from models.metrics import (
+from trainer.metrics import (
     block_interval,
     covering_knob,
     excess_reserve,
@@ -94,6 +94,14 @@ def test_pinball_by_hand() -> None:
     assert pinball(forecast, truth, 0.05) == pytest.approx(0.35)
 
 
+@pytest.mark.parametrize("unknown", [NAN, np.inf])
+def test_a_forecast_counts_for_pinball_where_the_truth_is_known(unknown: float) -> None:
+    forecast, truth = np.array([3.0, unknown]), np.array([1.0, NAN])
+    assert pinball(forecast, truth, 0.05) == pytest.approx(0.05 * 2 / 1)
+    with pytest.raises(ValueError, match="contains"):
+        pinball(forecast, np.array([1.0, 2.0]), 0.05)
+
+
 def test_excess_and_savings_by_hand() -> None:
     forecast, truth = np.array([[3.0, 1.0]]), np.array([[1.0, 2.0]])
     assert excess_reserve(forecast, truth) == pytest.approx(2 / 3)
@@ -126,6 +134,7 @@ def test_nothing_known_gives_nan_and_no_warning() -> None:
 def test_idle_machines_give_no_ratio() -> None:
     found = judge(np.ones((4, 2)), np.zeros((4, 2)), np.ones((4, 2)), np.zeros(4, np.int64), 0.01)
     assert math.isnan(found.excess_reserve)
+    assert math.isnan(found.pinball)
     assert found.violation_rate == 0
 
 

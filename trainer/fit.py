@@ -14,7 +14,6 @@ from models.errors import TraceError
 from models.features import FEATURE_NAMES, experts, input_names, inputs, unit
 from models.forecaster import Forecaster, Prediction
 from models.grid import UsageGrid
-from models.metrics import excess_reserve, pinball, violations
 from models.model import UNREGISTERED, Model, Training
 from models.policy import HORIZONS, Policy
 from models.quantile import HIGH, LOW, TREE_WEIGHT, HorizonModel, QuantileForecaster
@@ -29,6 +28,7 @@ from trainer.dataset import (
 )
 from trainer.linear import fit_weights
 from trainer.machines import Machines, decision_times, machine_history, peak_truth
+from trainer.metrics import excess_reserve, pinball, violations
 
 Progress = Callable[[str, float], None]
 """Called with the step's name and the share of it that is done."""

@@ -10,7 +10,7 @@ import numpy as np
 from models.arrays import Floats, Ints
 from models.calibration import LIMIT, Calibration, Recalibrator, fit_calibration, score
 from models.forecaster import Prediction
-from models.metrics import TOLERANCE, Figures, covering_knob, judge
+from trainer.metrics import TOLERANCE, Figures, covering_knob, judge
 from trainer.past import Past
 
 Mode = Literal["deployed", "frontier", "oracle", "shipped"]

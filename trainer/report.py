@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from models.grid import UsageGrid
-from models.metrics import Figures
 from trainer.backtest import TEST_FROM, Protocol, SeedResult
 from trainer.judging import Judged
+from trainer.metrics import Figures
 
 BATCH = "koordinator-batch"
 """What Koordinator's users get by default; the learned forecast's savings are put beside it."""
@@ -44,7 +44,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One predictor in one mode: means over seeds, and standard deviations over them as spread.
 
     ``decisions`` counts those of all seeds. ``violation_interval`` is the mean of the seeds'
-    intervals. See `models.metrics.Figures` for what each figure means.
+    intervals. See `trainer.metrics.Figures` for what each figure means.
     """
 
     predictor: str

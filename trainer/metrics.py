@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from sklearn.metrics import mean_pinball_loss
 
 from models.arrays import Bools, Floats, Ints
 
@@ -116,11 +117,15 @@ def pinball(forecast: Floats, truth: Floats, target: float) -> float:
     """Mean pinball loss at the quantile 1 - target, divided by the mean truth.
 
     ``(1 - target) (truth - forecast)`` below the truth, ``target (forecast - truth)`` above it.
+
+    Raises:
+        ValueError: a forecast whose truth is known is not finite.
     """
     known = ~np.isnan(truth)
-    short = truth[known] - forecast[known]
-    loss = np.maximum((1 - target) * short, -target * short)
-    return _ratio(loss.sum(), truth[known].sum())
+    if not truth[known].sum() > 0:
+        return np.nan
+    loss = mean_pinball_loss(truth[known], forecast[known], alpha=1 - target)
+    return float(loss / truth[known].mean())
 
 
 def block_interval(
