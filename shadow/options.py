@@ -60,8 +60,9 @@ class ReplayOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """To how many nodes filter narrows (the server's default); 0 for all."""
 
     choose_alone: bool = True
-    """Whether filter leaves the best node alone, as the server does by default, for offline pods
-    without preferences. Of online pods a trace seldom says who owns them."""
+    """Whether filter leaves the best node alone, as the server does by default, to pods about whose
+    node kube-scheduler has no preference, or none but to spread replicas. A trace does not say who
+    owns offline pods: they count as Jobs'. Of online pods it says so only where it has usage."""
 
     extender_weight: Annotated[int, Meta(ge=1)] = 2
     """Weight of the extender's scores in kube-scheduler's configuration, of each of its two entries

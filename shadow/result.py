@@ -83,7 +83,8 @@ class ReplayResult:
     Fields:
         trace, model_version, policy, options: what was replayed, with what.
         pods: those of the scenario; state: [P] of `State`; attempts: [P] decisions about each.
-        waited: [P] seconds from arrival until it first ran, or until the stop.
+        waited: [P] seconds from arrival until it first ran, was deleted (only online pods are), or
+            until the stop.
         refused: how many pods had to wait for each reason (`extender.snapshot.Reason` in lower
             case, or RESOURCES or CONSTRAINTS where kube-scheduler's own filters left no node).
         used: [N, T] cores that online pods used in each window, None where the trace has no usage.
