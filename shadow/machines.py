@@ -101,29 +101,6 @@ def machines(
     )
 
 
-def machines_needed(
-    trace: Trace,
-    model: Model | None,
-    work: Work,
-    *,
-    reclaim: bool,
-    policy: Policy | None = None,
-    options: ReplayOptions | None = None,
-) -> int | None:
-    """The fewest machines that do some work; see `machines` for what is held equal.
-
-    More machines are taken never to do less, so the number is found by bisection. None where not
-    even `MOST_GROWTH` times as many do it.
-
-    Raises:
-        TraceError: as `shadow.replay.replay`.
-    """
-    options = options or ReplayOptions()
-    scenario, _ = _anywhere(build_scenario(trace, options))
-    attempts = _Attempts(scenario, model, policy, options, lambda _: None)
-    return attempts.fewest(work, reclaim=reclaim)
-
-
 def _anywhere(scenario: Scenario) -> tuple[Scenario, float]:
     """The same on equal machines that are there all the time, with no pod tied to any of them.
 
@@ -176,7 +153,10 @@ class _Attempts:
         return _work(self._replay(count, reclaim=reclaim))
 
     def fewest(self, work: Work, *, reclaim: bool) -> int | None:
-        """The fewest machines that do the work; None where no number of them does."""
+        """The fewest machines that do the work; None where no number of them does.
+
+        More machines are taken never to do less, so the number is found by bisection.
+        """
         fleet, pods = self._scenario.fleet, self._scenario.pods
         present, millicpu = len(fleet), int(fleet.millicpu[0])
         online = highest_sum(pods.arrival, pods.gone, np.where(pods.offline, 0, pods.millicpu))

@@ -62,11 +62,9 @@ def node_series(result: ReplayResult) -> NodeSeries:
 
 
 def time_series(result: ReplayResult, series: NodeSeries) -> dict[str, Floats]:
-    """Sums over the nodes for plots, in cores, and shares; all [T] but `time` in epoch seconds.
+    """Sums over the nodes for plots, [T] in cores, and ``time`` in seconds since the epoch.
 
-    ``forecast`` and ``forecast_day`` are those for the shortest and the longest horizon, as the
-    last refresh left them; ``before`` and ``after`` the mean utilisation of the nodes without and
-    with offline pods, ``*_deviation`` its standard deviation between nodes. What needs usage is
+    ``forecast`` is that for the shortest horizon, as the last refresh left it. What needs usage is
     absent where the trace has none.
     """
     steps = series.asked.shape[1]
@@ -81,12 +79,7 @@ def time_series(result: ReplayResult, series: NodeSeries) -> dict[str, Floats]:
         return found
     refresh = np.searchsorted(result.forecasts.time, time, side="right") - 1
     totals = np.nansum(result.forecasts.forecast.astype(np.float64), axis=1)[refresh]
-    found |= {"used": series.used.sum(axis=0), "forecast": totals[:, 0]}
-    found["forecast_day"] = totals[:, -1]
-    for name, cores in (("before", series.used), ("after", series.used + series.run)):
-        share = shares(cores, series.allocatable)
-        found |= {name: np.nanmean(share, axis=0), f"{name}_deviation": np.nanstd(share, axis=0)}
-    return found
+    return found | {"used": series.used.sum(axis=0), "forecast": totals[:, 0]}
 
 
 def shares(cores: Floats, allocatable: Floats) -> Floats:

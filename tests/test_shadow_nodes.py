@@ -130,7 +130,6 @@ def test_a_node_counts_in_the_figures_while_it_is_there() -> None:
     assert found.balance_before.mean[-1] == pytest.approx(0.25)
     lines = time_series(result, node_series(result))
     assert lines["allocatable"].tolist() == [12.0] * 288 + [4.0] * 288
-    assert lines["before_deviation"][-1] == 0.0
 
 
 def test_what_a_gone_node_would_have_to_give_is_no_fragment() -> None:
