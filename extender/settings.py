@@ -18,9 +18,10 @@ from msgspec import Meta
 from models.errors import SettingsError
 from models.kube.request import RECLAIMED
 from models.policy import Policy
-from models.struct_words import allowed, in_words
+from models.struct_words import allowed
 from models.tracking import tracking_problem
 from models.usage_source import PrometheusSettings, problems
+from models.yaml_file import read_yaml, to_struct
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 _LEAST_RECORDING = 64
@@ -217,30 +218,16 @@ def load_settings(path: Path | None) -> Settings:
     Raises:
         SettingsError: the file cannot be read, or a setting is unknown, ill-typed or out of range.
     """
-    if path is None:
-        return Settings()
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _OnceLoader)  # noqa: S506 - it is safe
-    except (OSError, UnicodeDecodeError) as e:
-        raise SettingsError(f"settings file {path} cannot be read: {e}") from e
-    except yaml.YAMLError as e:
-        raise SettingsError(f"settings file {path} is not YAML: {' '.join(str(e).split())}") from e
-    try:
-        return parse_settings({} if content is None else content)
-    except SettingsError as e:
-        raise SettingsError(f"settings file {path}: {e}") from e
+    return Settings() if path is None else read_yaml(path, "settings file", parse_settings)
 
 
 def parse_settings(content: object) -> Settings:
-    """Settings from what a YAML file holds.
+    """Settings from what a YAML file holds; the defaults where that is nothing.
 
     Raises:
         SettingsError: a setting is unknown, ill-typed or out of range.
     """
-    try:
-        settings = msgspec.convert(content, Settings)
-    except msgspec.ValidationError as e:
-        raise SettingsError(in_words(str(e), Settings, "setting")) from e
+    settings = to_struct({} if content is None else content, Settings, "setting")
     for problem in _problems(settings):
         raise SettingsError(problem)
     return settings
@@ -263,19 +250,6 @@ def documented(kind: type[msgspec.Struct]) -> dict[str, str]:
             ):
                 found[name] = " ".join(doc.split())
     return found
-
-
-class _OnceLoader(yaml.SafeLoader):
-    """YAML in which each key of a mapping stands once: of two, one would be ignored."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
-        keys = [key.value for key, _ in node.value]
-        for key, _ in node.value:
-            if keys.count(key.value) > 1:
-                raise yaml.MarkedYAMLError(
-                    problem=f"{key.value} stands there twice", problem_mark=key.start_mark
-                )
-        return super().construct_mapping(node, deep)
 
 
 def _problems(settings: Settings) -> Iterator[str]:

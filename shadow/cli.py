@@ -350,23 +350,15 @@ def read_policy(file: Path | None) -> Policy | None:
     """The policy in a file.
 
     Raises:
-        SettingsError: it cannot be read, or a field is unknown, ill-typed or out of range.
+        SettingsError: it cannot be read, or a field is unknown, ill-typed, out of range or twice
+            there.
     """
     if file is None:
         return None
-    import yaml
-
     from models.policy import Policy
-    from models.struct_words import in_words
+    from models.yaml_file import read_yaml, to_struct
 
-    try:
-        return msgspec.convert(yaml.safe_load(file.read_text(encoding="utf-8")), Policy)
-    except (OSError, UnicodeDecodeError) as e:
-        raise SettingsError(f"policy file {file} cannot be read: {e}") from e
-    except yaml.YAMLError as e:
-        raise SettingsError(f"policy file {file} is not YAML: {' '.join(str(e).split())}") from e
-    except msgspec.ValidationError as e:
-        raise SettingsError(f"policy file {file}: {in_words(str(e), Policy, 'field')}") from e
+    return read_yaml(file, "policy file", lambda content: to_struct(content, Policy, "field"))
 
 
 @contextmanager

@@ -180,6 +180,14 @@ def test_a_bad_policy_file_is_named(trace: str, tmp_path: Path, content: str) ->
     assert str(file) in problem("replay", "--trace", trace, "--policy", str(file))
 
 
+@pytest.mark.parametrize("content", ["ceiling: 0.5\nceiling: 0.9", '{"ceiling": 1, "ceiling": 1}'])
+def test_a_field_that_stands_twice_is_refused(trace: str, tmp_path: Path, content: str) -> None:
+    file = tmp_path / "policy.yaml"
+    file.write_text(content)
+    said = problem("replay", "--trace", trace, "--policy", str(file))
+    assert f"policy file {file} is not YAML: ceiling stands there twice" in said
+
+
 def test_what_is_not_there_is_named(trace: str, tmp_path: Path) -> None:
     nowhere = str(tmp_path / "nowhere")
     assert nowhere in problem("replay", "--trace", nowhere)
