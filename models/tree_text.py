@@ -3,11 +3,14 @@
 LightGBM trusts its text: a child index that is out of range reads foreign memory when it predicts,
 a loop never ends, a wrong size makes the parser run off the text. So whatever would be followed
 blindly is checked here: sizes, indices, the shape of each tree and that all values are finite.
+Only what LightGBM writes is taken, so that it cannot read something else than what was checked: of
+``0_1`` Python reads 1 and LightGBM 0, and lines end for it at a carriage return too.
 """
 
 from __future__ import annotations
 
 import math
+import re
 
 from models.errors import ArtifactError
 
@@ -28,6 +31,9 @@ _NUMBERS = ("split_gain", "threshold", "internal_value", "internal_weight", "int
 _LEAVES = ("leaf_value", "leaf_weight", "leaf_count")
 _SCALARS = ("num_leaves", "num_cat", "is_linear", "shrinkage")
 _END = "end of trees\n"
+_PLAIN = re.compile(r"[ -~\n]*")
+_INTEGER = re.compile(r"-?[0-9]{1,9}")
+_DECIMAL = re.compile(r"-?[0-9]+(\.[0-9]+)?(e[+-][0-9]+)?")
 
 
 def trees_only(text: str) -> str:
@@ -41,7 +47,7 @@ def check_tree_text(text: str, features: tuple[str, ...]) -> None:
     Raises:
         ArtifactError: with what is wrong.
     """
-    if not text.isascii():
+    if not _PLAIN.fullmatch(text):
         raise ArtifactError("a tree model holds something other than plain text")
     if not text.startswith("tree\n") or not text.endswith(_END):
         raise ArtifactError("a tree model is cut off, or is not one")
@@ -113,10 +119,12 @@ def _check_shape(number: int, fields: dict[str, str], leaves: int, features: int
 
 
 def _fields(text: str) -> dict[str, str]:
-    """``name=value`` lines; an entry without a value is a flag."""
+    """``name=value`` lines. Of a line without ``=``, LightGBM would make one with the next."""
     fields: dict[str, str] = {}
     for line in filter(None, text.split("\n")):
-        name, _, value = line.partition("=")
+        name, equals, value = line.partition("=")
+        if not equals:
+            raise ArtifactError(f"a tree model's entry '{name[:40]}' has no value")
         if name in fields:
             raise ArtifactError(f"a tree model has the entry '{name[:40]}' twice")
         fields[name] = value
@@ -124,21 +132,22 @@ def _fields(text: str) -> dict[str, str]:
 
 
 def _integers(fields: dict[str, str], name: str, count: int, number: int) -> list[int]:
-    try:
-        values = [int(value) for value in fields.get(name, "").split(" ")]
-    except ValueError as e:
-        raise ArtifactError(f"tree {number} of a model has no proper {name}") from e
+    values = _values(fields, name, number, _INTEGER)
     if len(values) != count:
         raise ArtifactError(f"tree {number} of a model has {len(values)} {name}, not {count}")
-    return values
+    return [int(value) for value in values]
 
 
 def _numbers(fields: dict[str, str], name: str, count: int, number: int, *, optional: bool) -> None:
     if not fields.get(name) and (optional or count == 0):
         return
-    try:
-        values = [float(value) for value in fields.get(name, "").split(" ")]
-    except ValueError as e:
-        raise ArtifactError(f"tree {number} of a model has no proper {name}") from e
+    values = [float(value) for value in _values(fields, name, number, _DECIMAL)]
     if len(values) != count or not all(map(math.isfinite, values)):
         raise ArtifactError(f"tree {number} of a model has a {name} that is missing or not finite")
+
+
+def _values(fields: dict[str, str], name: str, number: int, form: re.Pattern[str]) -> list[str]:
+    values = fields.get(name, "").split(" ")
+    if not all(map(form.fullmatch, values)):
+        raise ArtifactError(f"tree {number} of a model has no proper {name}")
+    return values

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import lightgbm as lgb
 import numpy as np
 import pytest
 
@@ -16,11 +18,14 @@ from models.arrays import Floats
 from models.artifact import load_model, save_model
 from models.classical import CLASSICAL
 from models.errors import ArtifactError
+from models.features import input_names
 from models.forecaster import Prediction
 from models.history import History
 from models.model import Model
 from models.policy import HORIZONS
+from models.quantile import QuantileForecaster
 from models.shipped import shipped
+from models.tree_text import check_tree_text, trees_only
 from tests.learned import small_model
 from tests.random_histories import random_history
 
@@ -189,3 +194,52 @@ def test_a_manifest_from_before_the_ranking_weights_loads_with_their_defaults(co
         del manifest["policy"][field]
     (copy / "manifest.json").write_text(json.dumps(manifest))
     assert load_model(copy).policy == small_model().policy
+
+
+def tree_text() -> str:
+    """The text of a learned model's first tree model."""
+    forecaster = small_model().forecaster
+    assert isinstance(forecaster, QuantileForecaster)
+    return trees_only(forecaster.models[0].low.model_to_string())
+
+
+def with_sizes(text: str) -> str:
+    """A text whose header tells the sizes that its trees have now."""
+    start, end = text.index("Tree=0\n"), text.index("end of trees\n")
+    sizes = [len(f"Tree={tree}") for tree in text[start:end].split("Tree=")[1:]]
+    return re.sub("tree_sizes=.*", f"tree_sizes={' '.join(map(str, sizes))}", text)
+
+
+@pytest.mark.parametrize(
+    ("found", "written", "why"),
+    [
+        # LightGBM reads 0 for what Python reads as the number that follows, and for all after it.
+        (r"(left_child=(?:-\d+ )*)(?=\d)", r"\g<1>0_", "no proper left_child"),
+        (r"(split_feature=)", r"\g<1>0_", "no proper split_feature"),
+        (r"(threshold=(?:-\S+ )*)(?=\d)", r"\g<1>0_", "no proper threshold"),
+        (r"(leaf_value=(?:-\S+ )*)(?=\d)", r"\g<1>0_", "no proper leaf_value"),
+        # For LightGBM, a line ends at a carriage return too, and a later entry replaces the first.
+        (r"(shrinkage=\S+)", "\\g<1>\rleft_child=0 0", "other than plain text"),
+        (r"(shrinkage=\S+)", "\\g<1>\0", "other than plain text"),
+        # It would take this line and the next for one, and so read on in the next tree.
+        (r"(shrinkage)=\S+", r"\g<1>", "entry 'shrinkage' has no value"),
+    ],
+)
+def test_trees_that_lightgbm_would_read_otherwise_are_refused(
+    found: str, written: str, why: str
+) -> None:
+    check_tree_text(tree_text(), input_names(1))
+    text = with_sizes(re.sub(found, written, tree_text(), count=1))
+    assert text != tree_text()
+    with pytest.raises(ArtifactError, match=why):
+        check_tree_text(text, input_names(1))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e6, 1e30])
+def test_trees_of_any_scale_pass(scale: float) -> None:
+    x = np.random.default_rng(0).normal(size=(500, 1)) * scale
+    options = {"objective": "quantile", "num_leaves": 8, "num_threads": 1, "verbose": -1}
+    booster = lgb.train(options, lgb.Dataset(x, x[:, 0], feature_name=["x"]), 2)
+    text = trees_only(booster.model_to_string())
+    assert re.search(r"threshold=.*\de[+-]\d+", text) or scale == 1e6
+    check_tree_text(text, ("x",))
