@@ -12,8 +12,10 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import msgspec
 
 from models.errors import ArtifactError
 
@@ -35,6 +37,12 @@ KEPT_COPIES = 5
 MANIFEST = "manifest.json"
 
 
+class _Manifest(msgspec.Struct, frozen=True):
+    """Of a manifest, the other files: the SHA-256 (hex) of each by its name."""
+
+    files: dict[str, str] = {}
+
+
 def manifest_digest(folder: Path) -> str:
     """SHA-256 (hex) of a model folder's manifest.
 
@@ -42,7 +50,7 @@ def manifest_digest(folder: Path) -> str:
         ArtifactError: there is no readable manifest.
     """
     try:
-        return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+        return _sha256(folder / MANIFEST)
     except OSError as e:
         raise ArtifactError(f"{folder} is not a model: its {MANIFEST} cannot be read ({e})") from e
 
@@ -54,11 +62,19 @@ def copies(directory: Path) -> list[Path]:
 
 
 def find(directory: Path, version: str, digest: str) -> Path | None:
-    """The copy of a version, or None where there is none with this manifest."""
+    """The copy of a version, which thereby is the one that was asked for last.
+
+    None where there is none with this manifest, or where it cannot be read or was damaged.
+    """
     folder = directory / version
-    if (folder / MANIFEST).is_file() and manifest_digest(folder) == digest:
-        return folder
-    return None
+    try:
+        if manifest_digest(folder) != digest or not _is_whole(folder):
+            return None
+    except (ArtifactError, OSError, msgspec.DecodeError):
+        return None
+    with suppress(OSError):  # another user's copy may be read, and serves as well
+        os.utime(folder)
+    return folder
 
 
 def install(
@@ -70,8 +86,7 @@ def install(
 ) -> Path:
     """Put a version into a store: all of it, checked, or nothing.
 
-    A copy with the same manifest is kept and only marked as the most recent. Whoever reads the
-    store meanwhile never sees half a version.
+    A copy that `find` finds is kept. Whoever reads the store meanwhile never sees half a version.
 
     Args:
         directory: the store; made when absent.
@@ -92,7 +107,6 @@ def install(
         target = find(directory, version, digest)
         if target is None:
             target = _replace(directory, version, digest, fetch, check)
-        os.utime(target)
         for old in copies(directory)[KEPT_COPIES:]:
             shutil.rmtree(old)
     return target
@@ -114,6 +128,7 @@ def _replace(
                 "train it again, or roll back"
             )
         check(fresh)
+        os.utime(fresh)  # a download may keep the times of what it copies
         target = directory / version
         if target.exists():
             target.rename(scratch / "replaced")
@@ -121,6 +136,18 @@ def _replace(
         return target
     finally:
         shutil.rmtree(scratch)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a version's files are those of its manifest."""
+    files = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=_Manifest).files
+    return {path.name for path in folder.iterdir()} == {MANIFEST, *files} and all(
+        _sha256(folder / name) == digest for name, digest in files.items()
+    )
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from extender.champion import FALLBACK, ChampionSource, ModelStatus, fallback_model
-from extender.registry_client import mlflow_headers
+from extender.registry_client import RegistryClient, mlflow_headers
 from models.artifact import save_model
 from models.classical import CLASSICAL
 from models.model import Model
@@ -171,6 +171,22 @@ async def test_a_broken_copy_is_fetched_anew_and_the_previous_version_serves(
     assert status.reason.startswith("champion: model 2 cannot be fetched: ")
 
 
+async def test_a_damaged_copy_of_the_champion_is_fetched_anew(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stray = setting.store / "2" / "stray.txt"
+    stray.touch()
+
+    async def pull(_: object, version: str) -> Path:
+        stray.unlink()
+        return setting.store / version
+
+    monkeypatch.setattr(RegistryClient, "_pull", pull)
+    setting.points_to(2, previous=1)
+    _, status = await setting.source().initial()
+    assert status == ModelStatus("champion", "2")
+
+
 async def test_a_refused_champion_is_not_tried_at_every_poll(
     setting: Setting, artifacts: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,6 +248,34 @@ async def test_without_mlflow_the_copy_that_was_asked_for_last_serves(setting: S
     assert model is not None
     assert (model.version, status.source, status.version) == ("1", "disk", "1")
     assert "MLflow does not answer" in status.reason
+
+
+async def test_a_version_that_was_rolled_back_does_not_come_back_without_mlflow(
+    setting: Setting,
+) -> None:
+    os.utime(setting.store / "1", (1000, 1000))
+    os.utime(setting.store / "2", (2000, 2000))
+    setting.points_to(2, previous=1)
+    source = setting.source()
+    await source.initial()
+    setting.points_to(1, previous=2)
+    await source.poll()
+    setting.mlflow.broken = (503, "")
+    _, status = await setting.source().initial()
+    assert (status.source, status.version) == ("disk", "1")
+
+
+@pytest.mark.usefixtures("no_children")
+async def test_a_copy_that_may_only_be_read_serves(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def deny(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "utime", deny)
+    setting.points_to(2)
+    _, status = await setting.source().initial()
+    assert status == ModelStatus("champion", "2")
 
 
 async def test_a_damaged_copy_is_passed_over(setting: Setting) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sqlite3
@@ -26,8 +27,9 @@ def folder(tmp_path: Path) -> Path:
     """What a registry takes: a manifest and files."""
     made = tmp_path / "model"
     made.mkdir()
-    (made / "manifest.json").write_text('{"kind": "test"}')
     (made / "model.txt").write_text("tree\n" * 1000)
+    digest = hashlib.sha256((made / "model.txt").read_bytes()).hexdigest()
+    (made / "manifest.json").write_text(json.dumps({"files": {"model.txt": digest}}))
     return made
 
 
@@ -224,7 +226,30 @@ def test_pull_replaces_another_registrys_version_of_the_same_number(
     registry = Registry(database_uri)
     register(registry, folder)
     registry.pull("1", tmp_path / "store")
-    assert (tmp_path / "store" / "1" / "manifest.json").read_text() == '{"kind": "test"}'
+    pulled = tmp_path / "store" / "1" / "manifest.json"
+    assert pulled.read_text() == (folder / "manifest.json").read_text()
+
+
+def test_pull_keeps_a_copy_that_is_whole_and_fetches_a_damaged_one_anew(
+    database_uri: str, folder: Path, tmp_path: Path
+) -> None:
+    registry, store = Registry(database_uri), tmp_path / "store"
+    register(registry, folder)
+    registry.pull("1", store)
+    pulled, whole = store / "1" / "model.txt", (folder / "model.txt").read_text()
+    before = pulled.stat().st_ino
+    registry.pull("1", store)
+    assert pulled.stat().st_ino == before
+    damages: list[Callable[[], object]] = [
+        lambda: pulled.write_text(whole[:1000]),  # as after a power failure
+        pulled.unlink,
+        lambda: (store / "1" / "more.txt").touch(),
+    ]
+    for damage in damages:
+        damage()
+        registry.pull("1", store)
+        assert pulled.read_text() == whole
+        assert len(list(pulled.parent.iterdir())) == 2
 
 
 def test_pull_refuses_a_manifest_that_was_changed(
