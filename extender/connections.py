@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any
 
 from aiohttp import web
@@ -70,6 +71,7 @@ class _Connection(web.RequestHandler):
     def __init__(self, connections: Connections, server: web.Server) -> None:
         options: dict[str, Any] = {
             "access_log": None,
+            "auto_decompress": False,  # encoded bodies are refused, and may inflate a thousandfold
             "keepalive_timeout": KEEPALIVE_SECONDS,
             "lingering_time": connections.head_seconds,  # for what is left of a refused body
         }
@@ -113,6 +115,20 @@ class _Connection(web.RequestHandler):
             self._head.start(self._connections.head_seconds, self._too_slow)
         else:
             self._head.stop()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        if status != HTTPStatus.BAD_REQUEST:
+            return super().handle_error(request, status, exc, message)
+        self._connections.telemetry.bad_requests.inc()  # what came is not HTTP: no error of ours
+        answer = web.Response(status=status, text=message)
+        answer.force_close()
+        return answer
 
     def pause_writing(self) -> None:
         super().pause_writing()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import resource
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -11,9 +12,11 @@ from urllib.parse import urlsplit
 import orjson
 import pytest
 import uvloop
+from aiohttp import web
 
 from extender import connections
 from extender.app import serve
+from extender.handlers import Pages
 from extender.settings import ProbeSettings, Settings
 from models.errors import SettingsError
 from tests.extender_world import Json, args, as_pod, binding, pod_json
@@ -115,6 +118,72 @@ async def test_a_head_in_time_and_idle_connections_are_left_alone(connect: Conne
         for streams in (silent, halves):
             streams[1].write(whole)
             assert b" 200 " in await answered(streams)
+
+
+@pytest.mark.parametrize("content", [b"this is no gzip", gzip.compress(b"[]"), b""])
+async def test_an_encoded_body_is_refused_as_it_came(
+    connect: Connect, caplog: pytest.LogCaptureFixture, content: bytes
+) -> None:
+    async with serving() as caller:
+        streams = await connect(caller)
+        head = f"Host: x\r\nContent-Encoding: gzip\r\nContent-Length: {len(content)}\r\n\r\n"
+        streams[1].write(f"POST /v1/filter HTTP/1.1\r\n{head}".encode() + content)
+        assert b" 415 " in await answered(streams)
+        assert await is_closed(streams)
+        assert caplog.records == []
+
+
+async def test_what_would_inflate_a_thousandfold_does_not(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bomb, reached = gzip.compress(bytes(4 << 20)), list[bytes]()
+
+    async def live(_: Pages, request: web.Request) -> web.StreamResponse:
+        reached.append(await request.read())
+        return web.Response()
+
+    monkeypatch.setattr(Pages, "live", live)
+    async with serving() as caller:
+        streams = await connect(caller)
+        head = f"Host: x\r\nContent-Encoding: gzip\r\nContent-Length: {len(bomb)}\r\n\r\n"
+        streams[1].write(f"GET /livez HTTP/1.1\r\n{head}".encode() + bomb)
+        await streams[0].readuntil(b"\r\n\r\n")
+        assert reached == [bomb]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"GET /livez HTTP/1.1\r\n\r\n",  # without a Host
+        b"POST /v1/filter HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"\x16\x03\x01\x02\x00",  # the beginning of a TLS handshake
+    ],
+)
+async def test_what_is_not_http_is_counted_and_leaves_no_traceback(
+    connect: Connect, caplog: pytest.LogCaptureFixture, said: bytes
+) -> None:
+    async with serving() as caller:
+        streams = await connect(caller)
+        streams[1].write(said)
+        assert b" 400 " in await answered(streams)
+        assert await is_closed(streams)
+        assert caller.world.server.telemetry.bad_requests._value.get() == 1
+        assert caplog.records == []
+
+
+async def test_an_error_of_our_own_is_a_500_with_a_traceback(
+    connect: Connect, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def live(*_: object) -> web.StreamResponse:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(Pages, "live", live)
+    async with serving() as caller:
+        streams = await connect(caller)
+        streams[1].write(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b" 500 " in await answered(streams)
+        assert "a bug" in caplog.text
+        assert caller.world.server.telemetry.bad_requests._value.get() == 0
 
 
 async def test_beyond_the_limit_the_one_that_was_idle_for_longest_goes(connect: Connect) -> None:
