@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,7 +89,7 @@ class LockTable:
         return [
             (lock, int(_millicores(lock, np.array([allocatable]))[0]))
             for lock in self.locks
-            if now < lock.end and self._concerns(lock, node)
+            if now < lock.end and ((names := self._names(lock)) is None or node in names)
         ]
 
     def _forget(self) -> None:
@@ -103,15 +103,17 @@ class LockTable:
 
     def _want(self, view: View, now: float) -> Ints:
         """What the locks ask for, whether it is there or not: [N, H] millicores."""
-        wanted = np.zeros_like(view.free)
+        index = view.index
+        every = np.fromiter(index.values(), np.int64, len(index))
+        begun = np.zeros_like(view.free)  # by the first horizon that reaches into the window
         for lock in self.locks:
             reached = [lock.overlaps(now, hours * 3600) for hours in HORIZONS]
-            columns = np.flatnonzero(reached)
-            if len(columns):
-                nodes = [row for node, row in view.index.items() if self._concerns(lock, node)]
-                rows = np.array(nodes, np.int64)
-                wanted[np.ix_(rows, columns)] += _millicores(lock, view.allocatable[rows])[:, None]
-        return wanted
+            if any(reached):
+                names = self._names(lock)
+                known = [index[name] for name in names or () if name in index]
+                rows = every if names is None else np.array(known, np.int64)
+                begun[rows, reached.index(True)] += _millicores(lock, view.allocatable[rows])
+        return begun.cumsum(axis=1)  # the longer ones reach into it as well
 
     def _take(self, free: Ints) -> Withheld:
         if not self.locks:
@@ -130,10 +132,9 @@ class LockTable:
         ]
         return min((moment for moment in moments if moment > now), default=np.inf)
 
-    def _concerns(self, lock: Lock, node: str) -> bool:
-        if lock.workload:
-            return self._homes[lock.workload][node] > 0
-        return lock.nodes is None or node in lock.nodes
+    def _names(self, lock: Lock) -> Collection[str] | None:
+        """The nodes that it concerns; None for all."""
+        return +self._homes[lock.workload] if lock.workload else lock.nodes  # + leaves counts > 0
 
 
 def _millicores(lock: Lock, allocatable: Floats) -> Ints:

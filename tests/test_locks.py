@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import msgspec
+import numpy as np
 import orjson
 import pytest
 
@@ -12,6 +13,7 @@ from extender.memory import MemoryCluster
 from extender.ports import Feed
 from extender.watchers import lock_feed
 from models.kube.types import ConfigMap
+from models.policy import HORIZONS
 from tests.extender_world import START, Json, World, as_node, as_pod, node_json, pod_json
 from tests.http_world import serving
 
@@ -97,6 +99,16 @@ def test_nodes_by_name_and_times_as_texts() -> None:
         (text(node="n1"), "unknown field node"),
         ("? [a]\n: b", "is not YAML"),
         ("&a [*a]", "expected"),
+        ("a: &a {b: c}\n<<: *a", "in place of *a"),
+        ("[" * 30_000, "is nested too deeply"),
+        ("{a: " * 30_000, "is nested too deeply"),
+        (text(share="!!int"), "is not YAML"),
+        (text(share="!!bool foo"), "is not YAML"),
+        (text(start="!!timestamp foo"), "is not YAML"),
+        ("!!map [a]", "is not YAML"),
+        (text() + "\nshare: 0.5", "share stands there twice"),
+        (text(nodes="n1"), 'nodes: must be a list of names, or "*"'),
+        (text(nodes='[n1, "*"]'), 'for all nodes write nodes: "*"'),
     ],
 )
 def test_what_is_wrong_is_named(written: str, says: str) -> None:
@@ -105,8 +117,9 @@ def test_what_is_wrong_is_named(written: str, says: str) -> None:
     assert says in str(error.value).lower().replace("yaml", "YAML")
 
 
-def test_one_bad_lock_leaves_the_others_alone() -> None:
-    locks, problems = read_locks({"bad": "start: [", "good": SALE})
+@pytest.mark.parametrize("bad", ["start: [", "[" * 30_000, "!!int", "!!bool foo", "!!map [a]"])
+def test_one_bad_lock_leaves_the_others_alone(bad: str) -> None:
+    locks, problems = read_locks({"bad": bad, "good": SALE})
     assert [found.name for found in locks] == ["good"]
     assert list(problems) == ["bad"]
     assert "\n" not in problems["bad"]
@@ -206,6 +219,61 @@ def test_a_lock_follows_a_pod_that_changes_its_owner(world: World, *, adopted: b
     assert free(world, "n1")[0] == 6000
     put("u2", owned=True)
     assert free(world, "n1")[0] == 5000
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_many_locks_take_what_each_says_of_each_node(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    world = World([f"n{number}" for number in range(8)])
+    world.sync()
+    world.forecast(2.0)
+    homes: dict[str, set[str]] = {}
+    for number in range(12):
+        kind, node = f"default/StatefulSet/w{number % 3}", f"n{rng.integers(8)}"
+        pod = pod_json(f"web-{number}", cpu="0", node=node)
+        owner = {"kind": "StatefulSet", "name": f"w{number % 3}", "controller": True}
+        pod["metadata"]["ownerReferences"] = [owner]
+        world.cluster.put_pod(as_pod(pod))
+        homes.setdefault(kind, set()).add(node)
+    world.cluster.delete_node("n3")  # its row is nobody's now
+    locks = []
+    for number in range(20):
+        start, cores = float(rng.integers(-5, 30)) * HOUR, float(rng.integers(1, 50)) / 100
+        nodes = frozenset(f"n{row}" for row in rng.integers(12, size=3))  # some do not exist
+        locks.append(
+            lock(
+                f"l{number}",
+                start,
+                start + 8 * HOUR,
+                cores,
+                nodes=nodes if number % 3 == 1 else None,
+                workload=f"default/StatefulSet/w{number % 4}" if number % 3 == 2 else "",
+            )
+        )
+    world.state.lock(locks, {})
+    snapshot = world.state.snapshot(world.now)
+    assert sorted(snapshot.index) == ["n0", "n1", "n2", "n4", "n5", "n6", "n7"]
+    assert snapshot.locked is not None
+    for node, row in snapshot.index.items():
+        concern = [
+            each
+            for each in locks
+            if (node in homes.get(each.workload, ()) if each.workload else True)
+            and (each.nodes is None or node in each.nodes)
+        ]
+        assert snapshot.locked[row].tolist() == [
+            sum(round(e.cores * 1000) for e in concern if e.overlaps(world.now, hours * HOUR))
+            for hours in HORIZONS
+        ]
+
+
+def test_a_lock_is_not_asked_for_each_of_a_clusters_nodes(world: World) -> None:
+    class Names(frozenset[str]):
+        def __contains__(self, name: object) -> bool:
+            raise AssertionError(f"{name} was looked for")
+
+    world.state.lock([lock(nodes=Names({"n2"}))], {})
+    assert (free(world, "n1")[0], free(world, "n2")[0]) == (6000, 5000)
 
 
 def test_a_share_is_of_the_nodes_own_size(world: World) -> None:
