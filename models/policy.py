@@ -17,7 +17,8 @@ TARGETS: tuple[float, ...] = (0.005, 0.01, 0.02, 0.05, 0.1)
 class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Thresholds and score weights; a small frozen value.
 
-    Each default explains itself: unit, why this value, what a higher one costs.
+    Each default explains itself: unit, why this value, what a higher one costs. Bounds keep scores
+    and figures finite: one that is not would rank nodes at random, and no JSON could hold it.
     """
 
     target: Annotated[float, Meta(ge=0.005, le=0.1)] = 0.01
@@ -28,37 +29,37 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Share of allocatable CPU that online peaks and promises may fill together.
     5 % stay free for bursts shorter than a 5-minute window; higher reclaims more."""
 
-    system_reserve: Annotated[float, Meta(ge=0)] = 0.1
+    system_reserve: Annotated[float, Meta(ge=0, le=1_000_000)] = 0.1
     """Cores kept free on each node beyond what its kubelet already reserves.
     0.1 covers a few unmeasured system daemons; higher costs that much on every node."""
 
-    max_usage_age: Annotated[float, Meta(gt=0)] = 900.0
+    max_usage_age: Annotated[float, Meta(gt=0, le=604_800)] = 900.0
     """Seconds after which a node's usage data is too old to promise on (three windows).
     Higher rides out longer monitoring gaps, on older knowledge."""
 
-    slack_weight: Annotated[float, Meta(ge=0)] = 1.0
+    slack_weight: Annotated[float, Meta(ge=0, le=1_000_000)] = 1.0
     """Weight of the share of a node's CPU that stays reclaimable after the pod was placed.
     Higher spreads offline pods over the emptiest nodes."""
 
-    certainty_weight: Annotated[float, Meta(ge=0)] = 0.5
+    certainty_weight: Annotated[float, Meta(ge=0, le=1_000_000)] = 0.5
     """Weight of how narrow the forecast is: 1 - (forecast - expected peak) / allocatable.
     Higher prefers predictable nodes over merely empty ones."""
 
-    balance_weight: Annotated[float, Meta(ge=0)] = 1.0
+    balance_weight: Annotated[float, Meta(ge=0, le=1_000_000)] = 1.0
     """Weight, for online pods, of the share of a node that its forecast peak leaves free.
     Higher spreads predicted peaks more evenly over the cluster, at whatever hour they fall."""
 
-    peak_hour_weight: Annotated[float, Meta(ge=0)] = 1.0
+    peak_hour_weight: Annotated[float, Meta(ge=0, le=1_000_000)] = 1.0
     """Weight, for online pods, of the share of a node that is left free at the hour when the node
     and the pod together peak. Higher prefers nodes whose peaks fall at other hours than the pod's.
     """
 
-    spread_weight: Annotated[float, Meta(ge=0)] = 4.0
+    spread_weight: Annotated[float, Meta(ge=0, le=1_000_000)] = 4.0
     """Weight of how few siblings run on a node and in its zone, where a replica is left one node.
     4 is to the default weights of an online pod's rank, 2 in total, what kube-scheduler's weight
     of its spread is to that of what pods leave free; higher spreads replicas more evenly."""
 
-    rebuild_weight: Annotated[float, Meta(ge=0)] = 1.0
+    rebuild_weight: Annotated[float, Meta(ge=0, le=1_000_000)] = 1.0
     """Added to the node of a predecessor for a pod that asks to be rebuilt in place. 1 is worth a
     whole empty node; higher than all other weights together makes it the best node always."""
 
@@ -66,7 +67,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Share of allocatable CPU above which a node is hot, by its usage now or its forecast peak.
     0.9 lies below the ceiling, so the guard acts before promises fail; lower narrows more."""
 
-    hot_weight: Annotated[float, Meta(ge=0)] = 1.0
+    hot_weight: Annotated[float, Meta(ge=0, le=1_000_000)] = 1.0
     """Taken from an offline pod's score on a node whose usage now is hot. 1 is worth a whole empty
     node: a hot node is taken only where no other fits about as well."""
 

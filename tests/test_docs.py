@@ -12,6 +12,7 @@ import typer
 
 from archimedes.cli import assemble
 from models.policy import Policy
+from models.struct_words import allowed
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
@@ -50,9 +51,13 @@ def test_every_command_has_help_with_an_example() -> None:
     assert not lacking, f"no example in the help of: {', '.join(lacking)}"
 
 
-def test_every_policy_field_is_documented() -> None:
+def test_every_policy_field_is_documented_with_its_default_and_bounds() -> None:
     text = (ROOT / "docs" / "policy.md").read_text()
-    assert not [f for f in Policy.__struct_fields__ if f"`{f}`" not in text]
+    rows = re.findall(r"^\| `(\w+)` \| \w+ \| ([0-9.]+) \| ([^|]+) \| ", text, re.MULTILINE)
+    assert [(field, float(default), bounds) for field, default, bounds in rows] == [
+        (field, getattr(Policy(), field), allowed(Policy, field))
+        for field in Policy.__struct_fields__
+    ]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -60,6 +60,15 @@ def test_a_file_is_read(tmp_path: Path) -> None:
         ({"hold_seconds": float("inf")}, "hold_seconds"),
         ({"advertise_share": 1.5}, "advertise_share: expected float <= 1"),
         ({"policy": {"target": 0.5}}, "policy.target"),
+        (
+            {"policy": {"rebuild_weight": float("inf")}},
+            "policy.rebuild_weight: expected float <= 1",
+        ),
+        (
+            {"policy": {"system_reserve": float("inf")}},
+            "policy.system_reserve: expected float <= 1",
+        ),
+        ({"policy": {"max_usage_age": float("inf")}}, "policy.max_usage_age: expected float <= 6"),
         ({"policy": None}, "policy: is empty"),
         ({"policy": []}, "policy: expected a mapping"),
         ({"log_level": "loud"}, "log_level: 'loud' is none of debug, error, info, warning"),

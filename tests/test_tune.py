@@ -59,6 +59,13 @@ def test_the_space_is_every_numeric_field_within_its_bounds() -> None:
             assert getattr(found, dimension.name) == end
 
 
+def test_a_bound_that_says_no_more_than_what_is_a_number_is_not_searched_up_to() -> None:
+    dimensions = {d.name: (d.low, d.high) for d in search_space(Policy(), Policy.__struct_fields__)}
+    assert dimensions["slack_weight"] == (0.0, 4.0)  # 4 x its default
+    assert dimensions["system_reserve"] == (0.0, 1.0)  # 4 x 0.1 is less than 1
+    assert dimensions["target"] == (0.005, 0.1)
+
+
 def test_a_policy_outside_the_usual_range_is_where_its_search_begins() -> None:
     base = Policy(ceiling=0.51234)
     (ceiling,) = search_space(base, ["ceiling"])

@@ -21,7 +21,8 @@ LEFT_ALONE = ("max_usage_age", "system_reserve", "spread_weight")
 search would take them away, as it never sees what they are for; searched only where named."""
 
 OPEN_END = 4.0
-"""A field without an upper bound is searched up to this many times its default (at least 1)."""
+"""A field is searched up to this many times its default (at least 1), and not beyond its bound:
+that of a weight says no more than that it is a number."""
 
 DIGITS = 3
 """Significant digits of a value: more than a trace can tell apart, and short to read."""
@@ -96,8 +97,8 @@ def _dimension(name: str, kind: FloatType | IntType, default: float) -> Dimensio
     # An exclusive bound is left by the smallest step that counts.
     step = 1.0 if whole else 1e-3
     low = kind.ge if kind.ge is not None else 0.0 if kind.gt is None else kind.gt + step
-    high = kind.le
-    if high is None:
-        high = max(OPEN_END * default, 1.0) if kind.lt is None else kind.lt - step
+    bound = kind.le if kind.lt is None else kind.lt - step
+    high = max(OPEN_END * default, 1.0)
+    high = high if bound is None else min(high, bound)
     low, high = NARROWER.get(name, (float(low), float(high)))
     return Dimension(name, low, high, whole)
