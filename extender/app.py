@@ -262,14 +262,16 @@ def serve(settings: Settings) -> None:
     Raises:
         ArchimedesError: it cannot start; the text says why.
     """
-    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
     listeners = 2 if settings.probes.host else 1
     if listeners * settings.max_connections + _OTHER_FILES > files:
         raise SettingsError(
             f"max_connections: {settings.max_connections} connections of each of {listeners} "
             f"listeners need more than the {files} files that this process may open; lower it, or "
-            "raise `ulimit -n`"
+            "raise `ulimit -Hn`"
         )
+    # Callers whose TLS handshake is under way are not counted as connections, but take files too.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
     configure_logs(settings.log_level)
     run(Server(production_parts(settings)))
 

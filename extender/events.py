@@ -20,7 +20,7 @@ from extender.telemetry import Telemetry
 
 _WRITE_SECONDS = 1.0
 _MAX_NOTE = 1024
-"""Characters that the API server takes."""
+"""Bytes that the API server takes."""
 
 log = structlog.get_logger()
 
@@ -149,5 +149,6 @@ def _event(uid: str, kind: Kind, notice: _Notice, now: float) -> PodEvent:
     namespace, _, name = notice.pod.partition("/")
     reason, action = kind.value
     again = f"; {notice.times} times since the last event" if notice.times > 1 else ""
-    note = notice.text[: _MAX_NOTE - len(again)] + again
+    text = notice.text.encode()[: _MAX_NOTE - len(again)]
+    note = text.decode(errors="ignore") + again  # without the half of a character at its end
     return PodEvent(namespace, name, uid, reason, action, note, now)

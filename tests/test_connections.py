@@ -273,9 +273,20 @@ async def test_an_answer_that_nobody_reads_ends_the_connection(
 def test_more_connections_than_files_that_may_be_open_are_refused_at_the_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (500, 1000))
+    # Of the two limits the higher one counts, as the lower one is raised to it.
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (100, 500))
     with pytest.raises(SettingsError, match=r"^max_connections: 437 .* than the 500 files"):
         serve(Settings(max_connections=437))
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (900, 1000))
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (100, 900))
     with pytest.raises(SettingsError, match=r"^max_connections: 437 .* of 2 listeners .* the 900"):
         serve(Settings(max_connections=437, probes=ProbeSettings(host="127.0.0.1")))
+
+
+def test_all_files_that_may_be_open_are_there_for_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+    raised: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (100, 900))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: raised.append(limits))
+    for name in ("configure_logs", "production_parts", "Server", "run"):
+        monkeypatch.setattr(f"extender.app.{name}", lambda _: None)
+    serve(Settings(max_connections=800))
+    assert raised == [(900, 900)]

@@ -176,6 +176,15 @@ async def test_a_long_text_is_cut_before_the_count() -> None:
     assert event.note.endswith("; 2 times since the last event")
 
 
+@pytest.mark.parametrize("padding", ["", "x", "xx"])
+async def test_a_text_is_cut_by_its_bytes_and_between_characters(padding: str) -> None:
+    world = world_of(LARGE)
+    world.server.events.refused("default/large", "uid-large", 1, {padding + "配" * 500: 1})
+    (event,) = await written(world)
+    assert 1022 <= len(event.note.encode()) <= 1024  # each of these characters takes 3 bytes
+    assert event.note.endswith("配")
+
+
 async def test_a_clock_that_goes_back_keeps_no_pod_from_being_told() -> None:
     world = world_of(LARGE, settings=EventSettings(pod_seconds=300.0))
     world.filter(LARGE)
