@@ -30,6 +30,14 @@ asked. It stays charged until the watch has shown it, or the pod is gone."""
 _POST_SHARE = 0.7
 """Share of the time for a bind that the POST may take; the rest is for asking what became of it."""
 
+_NOT_REACHED = (
+    0,
+    HTTPStatus.BAD_GATEWAY,
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    HTTPStatus.GATEWAY_TIMEOUT,
+)
+"""No answer, or that of somebody on the way, for an API server that may stand still."""
+
 log = structlog.get_logger()
 
 
@@ -57,13 +65,17 @@ class UnansweredError(BindError):
 
 
 class UnknownFateError(BindError):
-    """The binding was sent, or may have been earlier, and the API server has not answered since.
+    """The binding was sent, or may have been earlier; the API server has not said what came of it.
 
     However long that takes, it may still be carried out: a server that stood still goes on where
     it was.
     """
 
     outcome = "failed"
+
+
+class UnreadableError(UnknownFateError):
+    """The API server has answered, but not with the pod: it cannot read this one, say."""
 
 
 class Binder:
@@ -112,6 +124,7 @@ class Binder:
         """Ask what became of bindings that the watch should have shown by now.
 
         What is charged for them stays until the API server has answered, however long that takes.
+        Where it stands still, what it said before counts for nothing: it goes on where it was.
         """
         self._unbound = {uid for uid in self._unbound if self._open(uid) is not None}
         for entry in self._state.ledger.late_bindings(self._clock()):
@@ -119,11 +132,17 @@ class Binder:
                 try:
                     async with asyncio.timeout(self._settings.bind_seconds):
                         await self._ask(entry)
+                except UnreadableError:
+                    self._unbound.discard(entry.uid)
                 except (UnknownFateError, TimeoutError):
+                    self._unbound.clear()
                     return  # it answers nothing else either; the next chase asks again
 
     async def _ask(self, entry: Entry) -> None:
-        """Let a binding's charge follow its fate. Raises UnknownFateError."""
+        """Let a binding's charge follow its fate. Raises UnknownFateError.
+
+        An answer that comes after anything has changed of the charge says nothing of what is new.
+        """
         uid = entry.uid
         namespace, name = entry.pod.split("/", 1)
         try:
@@ -131,7 +150,7 @@ class Binder:
         except GoneError:
             self._let_go(uid)
             return
-        if uid in self._under_way:
+        if uid in self._under_way or self._state.ledger.get(uid) is not entry:
             return
         if pod.node and not pod.finished:
             self._settle(uid, pod.node)
@@ -201,7 +220,8 @@ class Binder:
         try:
             pod = await self._cluster.read_pod(args.pod_namespace, args.pod_name)
         except ClusterError as e:
-            raise UnknownFateError(f"the pod cannot be read: {e}") from e
+            unknown = UnknownFateError if e.status in _NOT_REACHED else UnreadableError
+            raise unknown(f"the pod cannot be read: {e}") from e
         facts = None if pod is None else self._state.facts(pod)
         if facts is None or facts.uid != args.pod_uid:
             raise GoneError("there is no pod of this name and UID")

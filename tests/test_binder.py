@@ -1,5 +1,7 @@
 """Bind when answers are lost: what stays charged, for how long, and what is asked."""
 
+import asyncio
+
 import pytest
 
 from extender.binder import CONFIRM_SECONDS
@@ -131,6 +133,60 @@ async def test_while_the_api_server_stands_still_nothing_is_given_back(bench: Be
         await bench.later(1000)
         assert bench.charged() == [4000, 0]
     await bench.later(1)  # it answers: not bound, but what it had received is carried out now
+    assert bench.charged() == [4000, 0]
+    await bench.later(bench.settings.hold_seconds)
+    assert bench.charged() == [0, 0]
+
+
+async def test_what_it_said_before_it_stood_still_does_not_count(bench: Bench) -> None:
+    """What it had received by then is carried out only when it goes on."""
+    bench.waiting("a")
+    bench.scripted.answers = [TimeoutError()]
+    assert await bench.bind("a", "n1")  # read at once: not bound
+    for silence in (NO_ANSWER, TimeoutError(), ClusterError(503, "from a balancer")):
+        bench.scripted.reads = [silence]
+        await bench.later(1000)
+        await bench.later(1)
+        assert bench.charged() == [4000, 0]
+    await bench.later(bench.settings.hold_seconds)
+    assert bench.charged() == [0, 0]
+
+
+async def test_a_pod_that_cannot_be_read_keeps_no_other_charged(bench: Bench) -> None:
+    for name in "ab":
+        bench.waiting(name, 1000)
+        bench.scripted.answers = [NO_ANSWER]
+        assert await bench.bind(name, "n1")
+    assert bench.charged() == [2000, 0]
+    for _ in range(3):
+        bench.scripted.reads = [ClusterError(500, "unable to transform key")]  # of "a", the older
+        await bench.later(bench.settings.hold_seconds)
+    assert bench.charged() == [1000, 0]
+    await bench.later(1)  # it can be read again: not bound, for the first time since
+    assert bench.charged() == [1000, 0]
+    await bench.later(bench.settings.hold_seconds)
+    assert bench.charged() == [0, 0]
+
+
+async def test_an_old_answer_says_nothing_of_a_newer_try(bench: Bench) -> None:
+    bench.waiting("a")
+    bench.scripted.answers = [NO_ANSWER, NO_ANSWER]
+    await bench.bind("a", "n1")
+    read, begun, goes_on = bench.scripted.read_pod, asyncio.Event(), asyncio.Event()
+
+    async def slow(namespace: str, name: str) -> Pod | None:
+        pod = await read(namespace, name)
+        begun.set()
+        await goes_on.wait()
+        return pod
+
+    bench.scripted.read_pod = slow  # type: ignore[method-assign]
+    chase = asyncio.create_task(bench.later(bench.settings.hold_seconds))
+    await begun.wait()
+    bench.scripted.read_pod = read  # type: ignore[method-assign]
+    assert await bench.bind("a", "n1")
+    goes_on.set()
+    await chase
     assert bench.charged() == [4000, 0]
     await bench.later(bench.settings.hold_seconds)
     assert bench.charged() == [0, 0]
