@@ -248,6 +248,8 @@ class Binder:
             raise BindError(pod.problem)
         now, ledger = self._clock(), self._state.ledger
         ask = _as_filtered(pod.ask, ledger.get(pod.uid))
+        if self._open(pod.uid) is not None:  # filter may have decided again, for a longer horizon
+            ask = replace(ask, horizon=max(ask.horizon, pod.ask.horizon))
         snapshot = self._state.snapshot(now, without=pod.uid)
         row = snapshot.rows([node])
         reasons, available = room(snapshot, row, ask)
@@ -289,7 +291,7 @@ class Binder:
         except TimeoutError:
             await self._resolve(args, "the API server did not answer the binding")
         except ClusterError as e:
-            if e.status == HTTPStatus.CONFLICT:
+            if e.status in (HTTPStatus.CONFLICT, HTTPStatus.NOT_FOUND):
                 await self._resolve(args, str(e), BindError)
             elif 0 < e.status < HTTPStatus.INTERNAL_SERVER_ERROR:
                 raise BindError(f"the API server refused the binding: {e}") from e

@@ -97,8 +97,8 @@ class Ledger:
     ) -> None:
         """Charge a pod on every row that was offered; replaces its earlier hold.
 
-        A pod whose binding is under way, or that is bound, keeps that entry: kube-scheduler does
-        not filter such a pod again, so the call is a late repeat.
+        A pod whose binding is open, or that is bound, keeps that entry. What kube-scheduler filters
+        again after a bind of unknown fate has nothing held on other nodes: bind checks them anew.
         """
         own = self.get(uid)
         if own is not None and own.stage is not Stage.HELD:

@@ -281,6 +281,24 @@ async def test_a_pod_that_is_read_as_bound_is_charged_where_it_is(bench: Bench, 
     assert bench.charged() == [0, 0]
 
 
+async def test_a_pod_that_goes_while_it_is_bound_again_leaves_nothing_charged(bench: Bench) -> None:
+    """Its event overtakes the answer to the read, which the next try begins with."""
+    bench.waiting("a")
+    bench.scripted.answers = [NO_ANSWER]
+    await bench.bind("a", "n1")
+    read = bench.scripted.read_pod
+
+    async def overtaken(namespace: str, name: str) -> Pod | None:
+        pod = await read(namespace, name)
+        bench.cluster.delete_pod(namespace, name)
+        bench.scripted.read_pod = read  # type: ignore[method-assign]
+        return pod
+
+    bench.scripted.read_pod = overtaken  # type: ignore[method-assign]
+    assert await bench.bind("a", "n2") == "there is no pod of this name and UID"
+    assert bench.charged() == [0, 0]
+
+
 async def test_a_name_that_is_used_again_is_another_pod(bench: Bench) -> None:
     bench.waiting("a")
     bench.deafen()
@@ -326,3 +344,29 @@ async def test_bind_decides_on_the_horizon_that_filter_saw(bench: Bench) -> None
     entry = bench.state.ledger.get("uid-a")
     assert entry is not None
     assert (entry.stage, entry.horizon) == (Stage.BOUND, 0)
+
+
+async def test_a_next_try_is_bound_for_what_is_expected_of_the_pod_by_then(bench: Bench) -> None:
+    """Filter has seen it again; the open try is not promised for a horizon that nobody checked."""
+    bench.forecast({"n1": 2.0, "n2": [2.0, 2.0, 2.0, 2.0, 5.0]})
+    annotation = "archimedes.dev/expected-duration"
+    for before, after, refused, horizons in (
+        ("1h", "24h", "asks 4000m for 24 h, more than is", [0, 0]),  # n2: 8000 - 5000 < 4000
+        ("1h", "6h", "", [0, 2]),
+        ("6h", "1h", "", [2, 2]),
+    ):
+        bench.sync()
+        bench.cluster.put_pod(as_pod(pod := pod_json("a", 4000, annotations={annotation: before})))
+        bench.filter(pod)
+        bench.scripted.answers = [NO_ANSWER]
+        await bench.bind("a", "n1")
+        bench.cluster.put_pod(as_pod(pod := pod_json("a", 4000, annotations={annotation: after})))
+        bench.filter(pod)
+        tried = bench.state.ledger.get("uid-a")
+        error = await bench.bind("a", "n2")
+        bound = bench.state.ledger.get("uid-a")
+        assert tried is not None
+        assert bound is not None
+        assert [tried.horizon, bound.horizon] == horizons
+        assert error.startswith(refused) if refused else not error
+        bench.cluster.delete_pod("default", "a")
