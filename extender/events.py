@@ -22,6 +22,10 @@ _WRITE_SECONDS = 1.0
 _MAX_NOTE = 1024
 """Bytes that the API server takes."""
 
+_UNSEEN_SECONDS = 60.0
+"""For how long a notice waits for the watch to show its pod: a call may be faster, but not by this
+much. One about a pod that is never shown is then dropped."""
+
 log = structlog.get_logger()
 
 
@@ -34,10 +38,14 @@ class Kind(Enum):
 
 @dataclass(slots=True)
 class _Notice:
-    """What one pod is to be told: the newest text, and how often it happened since the last."""
+    """What one pod is to be told: the newest text, and how often it happened since the last.
+
+    since: seconds since the epoch at which it began to wait.
+    """
 
     pod: str
     text: str
+    since: float
     times: int = 0
 
 
@@ -75,9 +83,9 @@ class Events:
         self._forget(now)
         events = []
         for (uid, kind), notice in list(self._waiting.items()):
-            if self._is_over(uid, kind):
+            if self._is_over(uid, kind, notice, now):
                 del self._waiting[uid, kind]
-            elif (uid, kind) not in self._written:
+            elif self._state.pod(uid) is not None and (uid, kind) not in self._written:
                 if not self._bucket.take(now):
                     break
                 del self._waiting[uid, kind]
@@ -110,14 +118,17 @@ class Events:
             if len(self._waiting) >= self._settings.max_waiting:
                 self._outcomes.labels("dropped").inc()
                 return
-            notice = self._waiting[uid, kind] = _Notice(pod, text)
+            notice = self._waiting[uid, kind] = _Notice(pod, text, self._clock())
         notice.text = text
         notice.times += 1
 
-    def _is_over(self, uid: str, kind: Kind) -> bool:
+    def _is_over(self, uid: str, kind: Kind, notice: _Notice, now: float) -> bool:
         """Whether nobody needs to be told any more: the pod is gone, or was placed after all."""
         pod = self._state.pod(uid)
-        return pod is None or (kind is Kind.REFUSED and bool(pod.node))
+        if pod is None:
+            is_new = 0 <= now - notice.since < _UNSEEN_SECONDS
+            return self._state.is_gone(uid) or not is_new
+        return kind is Kind.REFUSED and bool(pod.node)
 
     def _forget(self, now: float) -> None:
         """Drop what was written so long ago that the pod may be told again."""

@@ -180,6 +180,10 @@ class State:
         """A pod by its UID, or None where no watch event has shown it."""
         return self._pods.get(uid)
 
+    def is_gone(self, uid: str) -> bool:
+        """Whether a pod is known to be gone for good, unlike one that has not been shown yet."""
+        return self._pods.is_gone(uid)
+
     def unadvertised(self) -> dict[str, int]:
         """Nodes whose status does not advertise their ceiling, with that ceiling."""
         return self._nodes.unadvertised() if self._settings.advertise else {}

@@ -102,6 +102,32 @@ async def test_a_pod_that_was_placed_or_is_gone_is_told_nothing_late() -> None:
     assert outcomes(world, "dropped") == 0
 
 
+async def test_a_call_that_is_faster_than_the_watch_is_told_once_the_pod_is_shown() -> None:
+    world = world_of()
+    world.filter(LARGE)
+    assert await written(world) == []
+    world.now += 3
+    world.cluster.put_pod(as_pod(LARGE))
+    (event,) = await written(world)
+    assert event.uid == "uid-large"
+
+
+@pytest.mark.parametrize("fate", ["gone", "never shown"])
+async def test_a_pod_that_is_gone_or_never_shown_keeps_no_place(fate: str) -> None:
+    other = pod_json("other", 3000)
+    world = world_of(other, settings=EventSettings(max_waiting=1))
+    world.filter(LARGE)
+    if fate == "gone":
+        world.cluster.put_pod(as_pod(LARGE))
+        world.cluster.delete_pod("default", "large")
+    else:
+        world.now += 60
+    assert await written(world) == []
+    world.filter(other)
+    assert [event.name for event in await written(world)] == ["other"]
+    assert outcomes(world, "dropped") == 0
+
+
 async def test_the_rate_is_bounded_and_the_oldest_come_first() -> None:
     pods = [pod_json(f"p{n:02d}", 3000) for n in range(15)]
     world = world_of(*pods, settings=EventSettings(per_minute=6))
