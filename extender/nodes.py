@@ -23,7 +23,7 @@ from extender.snapshot import Reason
 from extender.spread import NO_ZONE
 from models.arrays import Bools, Floats, Floats32, Ints
 from models.constraints import ZONE
-from models.habits import HOURS
+from models.habits import HOURS_A_DAY
 from models.kube.quantity import QuantityError, cores, whole
 from models.kube.types import Metadata, Node, NodeStatus, version_of
 from models.policy import HORIZONS, Policy
@@ -40,15 +40,15 @@ _ROW = np.dtype(
         ("known", np.bool_),  # whether there is a forecast
         ("forecast", np.float64, (len(HORIZONS),)),  # cores, of the last refresh
         ("expected", np.float64, (len(HORIZONS),)),
-        ("shape", np.float32, (HOURS,)),  # usage by hour of day as a share of the highest hour's
+        ("shape", np.float32, (HOURS_A_DAY,)),  # usage by hour as a share of the highest hour's
         ("usage", np.float64),  # cores, of the newest window
         ("newest", np.float64),  # seconds since the epoch: end of the newest usage window
         ("reclaimable", np.int64, (len(HORIZONS),)),  # millicores, by that forecast; 0 if not known
         ("requested", np.int64),  # millicores that the node's pods request
         ("added", np.int64),  # millicores for pods that the forecast does not know
-        ("raised", np.float32, (HOURS,)),  # cores by hour of day, for the same pods
+        ("raised", np.float32, (HOURS_A_DAY,)),  # cores by hour of day, for the same pods
         ("captured", np.int64),  # of the added millicores, those that the next forecast knows
-        ("captured_raised", np.float32, (HOURS,)),
+        ("captured_raised", np.float32, (HOURS_A_DAY,)),
     ]
 )
 
@@ -379,7 +379,7 @@ def _empty(nodes: int) -> _Arrays:
         zone=np.full(nodes, NO_ZONE),
         forecast=cores(),
         expected=cores(),
-        profile=np.zeros((HOURS, nodes), np.float32),  # an hour's nodes lie together
+        profile=np.zeros((HOURS_A_DAY, nodes), np.float32),  # an hour's nodes lie together
         usage=np.zeros(nodes),
         free=np.zeros((nodes, len(HORIZONS)), np.int64, "F"),
         emptied=np.zeros(nodes, np.int64),

@@ -18,7 +18,7 @@ from models.arrays import Floats, Floats32, Ints
 from models.grid import WEEK
 from models.history import History
 from models.hourly import (
-    HOURS,
+    HOURS_A_WEEK,
     Hourly,
     divide,
     either,
@@ -156,7 +156,7 @@ def features(history: History) -> Floats32:
 
 def _node_columns(time: int, past: Hourly) -> dict[str, Floats]:
     """The columns that come from the nodes' aggregate."""
-    highest, mean, sd = past.highest(HOURS), past.mean(HOURS), past.sd(HOURS)
+    highest, mean, sd = past.highest(HOURS_A_WEEK), past.mean(HOURS_A_WEEK), past.sd(HOURS_A_WEEK)
     hour_max_p90, hour_max_p99 = quantiles(past.peak, 0.9, 0.99)
     columns = {
         "mean_7d": mean,
@@ -189,12 +189,12 @@ def _window_columns(
     """
     highest = node["max_7d"]
     room = np.maximum(highest - node["mean_1h"], 0.0)
-    starts = [HOURS - 24 * day for day in range(1, 8)]  # the same window 1 .. 7 days ago
+    starts = [HOURS_A_WEEK - 24 * day for day in range(1, 8)]  # the same window 1 .. 7 days ago
     season = rolling[:, starts]
     hour_before = past.hour_means()[:, [start - 1 for start in starts[:6]]]
     season_rise = row_max(increase(hour_before, season[:, :6]))
     season_max = either(row_max(season), highest)
-    rise = increase(past.peak[:, : HOURS - hours], rolling[:, 1:])
+    rise = increase(past.peak[:, : HOURS_A_WEEK - hours], rolling[:, 1:])
     values = (
         either(row_max(season[:, :1]), season_max),
         either(row_max(season[:, 6:]), season_max),
@@ -233,10 +233,10 @@ def _pod_columns(history: History, seen: Ints) -> dict[str, Floats]:
 
 def _pod_figures(past: Hourly) -> tuple[Floats, ...]:
     """Mean, variance, highest - mean, p95 of hourly peaks, p95 and highest of the last day, [R]."""
-    mean, highest = past.mean(HOURS), past.highest(HOURS)
+    mean, highest = past.mean(HOURS_A_WEEK), past.highest(HOURS_A_WEEK)
     return (
         mean,
-        np.square(past.sd(HOURS)),
+        np.square(past.sd(HOURS_A_WEEK)),
         highest - mean,
         quantiles(past.peak, 0.95)[0],
         either(quantiles(past.day, 0.95)[0], mean),

@@ -9,7 +9,10 @@ from models.arrays import Floats, Floats32, Ints
 WINDOW = 300
 """Seconds of one usage window. A window is named by its start and covers [start, start + 300)."""
 
-DAY = 86_400 // WINDOW
+HOUR = 3600 // WINDOW
+"""Windows in an hour."""
+
+DAY = 24 * HOUR
 """Windows in a day."""
 
 WEEK = 7 * DAY

@@ -18,7 +18,7 @@ from models.arrays import Floats, Floats32, Ints
 from models.grid import WINDOW
 from models.history import History
 
-HOURS = 24
+HOURS_A_DAY = 24
 _PER_HOUR = 3600 // WINDOW
 _DAYS = 7
 
@@ -64,12 +64,12 @@ class Rhythm:
     habits: Habits
 
 
-NO_HABITS = Habits({}, np.zeros(0), np.zeros((0, HOURS), np.float32))
+NO_HABITS = Habits({}, np.zeros(0), np.zeros((0, HOURS_A_DAY), np.float32))
 
 
 def no_rhythm(nodes: int) -> Rhythm:
     """What is known where there is no usage: nodes are flat, workloads unknown."""
-    return Rhythm(np.full(nodes, np.nan), np.ones((nodes, HOURS)), NO_HABITS)
+    return Rhythm(np.full(nodes, np.nan), np.ones((nodes, HOURS_A_DAY)), NO_HABITS)
 
 
 class HabitsBuilder:
@@ -78,7 +78,7 @@ class HabitsBuilder:
     def __init__(self, workloads: Sequence[str]) -> None:
         """Plan for the workloads of all pods; names may repeat."""
         self._index = {name: row for row, name in enumerate(dict.fromkeys(workloads))}
-        shape = (len(self._index), HOURS)
+        shape = (len(self._index), HOURS_A_DAY)
         self._sum, self._count = np.zeros(shape), np.zeros(shape)
         self._highest = np.full(len(self._index), -np.inf)
 
@@ -116,17 +116,17 @@ def hourly_peaks(usage: Floats32, time: int) -> Floats32:
         usage: [P, W] cores, oldest window first, NaN where not observed.
         time: seconds since the epoch; the last column is the window that ended then.
     """
-    peaks = np.full((len(usage), _DAYS * HOURS), np.nan, np.float32)
+    peaks = np.full((len(usage), _DAYS * HOURS_A_DAY), np.nan, np.float32)
     last = time // WINDOW  # number of the window after the last column
     begun = last - usage.shape[1]
     starts = np.arange(-(-begun // _PER_HOUR) * _PER_HOUR, last, _PER_HOUR) - begun
     if usage.shape[1] and (len(starts) == 0 or starts[0] > 0):
         starts = np.concatenate([[0], starts])
     if len(usage) and len(starts):
-        hours = np.fmax.reduceat(usage, starts, axis=1)[:, -_DAYS * HOURS :]
-        peaks[:, _DAYS * HOURS - hours.shape[1] :] = hours
+        hours = np.fmax.reduceat(usage, starts, axis=1)[:, -_DAYS * HOURS_A_DAY :]
+        peaks[:, _DAYS * HOURS_A_DAY - hours.shape[1] :] = hours
     newest = (last - 1) // _PER_HOUR  # number of the hour in the last place
-    by_day = np.roll(peaks, newest + 1, axis=1).reshape(len(usage), _DAYS, HOURS)
+    by_day = np.roll(peaks, newest + 1, axis=1).reshape(len(usage), _DAYS, HOURS_A_DAY)
     return _median(by_day)
 
 

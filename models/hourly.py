@@ -11,12 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from models.arrays import Floats, Floats32, Ints
-from models.grid import DAY, WEEK, WINDOW
+from models.grid import DAY, HOUR, WEEK
 
-HOUR = 3600 // WINDOW
-"""Windows in an hour."""
-
-HOURS = WEEK // HOUR
+HOURS_A_WEEK = WEEK // HOUR
 """Hours in a week."""
 
 _UNKNOWN = np.float32(-np.inf)
@@ -26,9 +23,9 @@ _UNKNOWN = np.float32(-np.inf)
 class Hourly:
     """The last week of R series by hour, oldest first; the newest hour ends with the last window.
 
-    peak: [R, HOURS] highest window, -inf where none is known. total, squares, known: [R, HOURS]
-    sum, sum of squares and number of the known windows. day: [R, DAY] the last day's windows, -inf
-    where not known.
+    peak: [R, HOURS_A_WEEK] highest window, -inf where none is known. total, squares, known: as
+    peak, sum, sum of squares and number of the known windows. day: [R, DAY] the last day's windows,
+    -inf where not known.
     """
 
     peak: Floats32
@@ -51,7 +48,7 @@ class Hourly:
         return row_max(self.peak[:, -hours:])
 
     def hour_means(self) -> Floats:
-        """Mean of each hour, [R, HOURS]."""
+        """Mean of each hour, [R, HOURS_A_WEEK]."""
         return divide(self.total, self.known)
 
     def _windows(self, hours: int) -> Floats:
@@ -83,7 +80,7 @@ def hourly(values: Floats32, first: Ints | None = None) -> Hourly:
         total += value
         squares += np.square(value, out=value)
         known += seen
-    shape = (len(values), HOURS)
+    shape = (len(values), HOURS_A_WEEK)
     return Hourly(
         peak.reshape(shape),
         total.reshape(shape),
@@ -96,7 +93,7 @@ def hourly(values: Floats32, first: Ints | None = None) -> Hourly:
 def widen(rolling: Floats32, width: int, target: int) -> Floats32:
     """Rolling maxima over ``target`` columns from those over ``width``.
 
-    Column i of the result is the highest of the columns i to i + target - 1.
+    Column i of the result is the highest of the columns i to i + target - 1; NaN where one is.
     """
     while width < target:
         step = min(width, target - width)

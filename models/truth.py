@@ -55,7 +55,7 @@ def begun(usage: Floats32, first: int, stop: int) -> Floats32:
     return found
 
 
-def highest_known(total: Floats) -> tuple[Floats, Ints]:
+def highest_known(total: Floats | Floats32) -> tuple[Floats, Ints]:
     """The highest known window of each row of [N, W] (-inf where none is), and how many are."""
     known = ~np.isnan(total)
     peak = np.where(known, total, -np.inf).max(axis=1, initial=-np.inf)

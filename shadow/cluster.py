@@ -11,7 +11,7 @@ from extender.ledger import Ledger
 from extender.node_index import NodeIndex
 from extender.snapshot import Reason, Snapshot
 from models.arrays import Bools, Floats, Floats32, Ints
-from models.habits import HOURS, Rhythm
+from models.habits import HOURS_A_DAY, Rhythm
 from models.policy import HORIZONS, Policy
 from models.reclaim import reclaimable_millicpu
 from shadow.kube_scheduler import CPU, SLOTS, NodeState, Request
@@ -80,7 +80,7 @@ class Cluster:
         self.allocatable: Floats = fleet.millicpu / 1000
         self.forecast: Floats = np.zeros((len(fleet), H), order="F")
         self.expected: Floats = np.zeros((len(fleet), H), order="F")
-        self.profile: Floats32 = np.zeros((HOURS, len(fleet)), np.float32)
+        self.profile: Floats32 = np.zeros((HOURS_A_DAY, len(fleet)), np.float32)
         self.usage: Floats = np.full(len(fleet), np.nan)
         self.promised: Ints = np.zeros(len(fleet), np.int64)
         self._zone = fleet.zone

@@ -7,7 +7,7 @@ import numpy as np
 
 from extender.recording import OnlinePod, Refresh
 from models.arrays import Packed
-from models.habits import HOURS, NO_HABITS, Habits, HabitsBuilder
+from models.habits import HOURS_A_DAY, NO_HABITS, Habits, HabitsBuilder
 from models.model import Model
 from models.node_groups import NodeGroup, groups_for, node_groups
 from models.rolling import Forecast, Part, Progress, RollingForecast
@@ -114,4 +114,4 @@ class Trial:
 def _habits(progress: TrialProgress) -> Habits:
     """What new pods need; at what hours workloads use CPU is not looked at here."""
     index = {name: row for row, name in enumerate(progress.workloads)}
-    return Habits(index, progress.need.array(), np.zeros((len(index), HOURS), np.float32))
+    return Habits(index, progress.need.array(), np.zeros((len(index), HOURS_A_DAY), np.float32))

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from models.arrays import Bools, Floats, Ints
-from models.grid import WEEK, WINDOW, UsageGrid
+from models.grid import HOUR, WINDOW, UsageGrid
 from models.history import History, history_at
 from models.trace import Trace
 from models.truth import MIN_OBSERVED, STEP, highest_known, sum_known
@@ -114,14 +114,14 @@ def decision_times(grid: UsageGrid, first: float, last: float) -> Ints:
     return times[(times >= begin) & (times < end)]
 
 
-def machine_history(grid: UsageGrid, machines: Machines, time: int, windows: int = WEEK) -> History:
+def machine_history(grid: UsageGrid, machines: Machines, time: int) -> History:
     """What was known at ``time`` about the machines.
 
     A machine's limit is the sum of the requests of the pods that exist at ``time``.
     """
     requests = np.where(_alive(grid, time), grid.request, 0.0)
     limit = np.bincount(machines.node, requests[machines.pod], minlength=len(machines))
-    return history_at(grid, time, machines.pod, machines.node, limit.astype(np.float64), windows)
+    return history_at(grid, time, machines.pod, machines.node, limit.astype(np.float64))
 
 
 def peak_truth(
@@ -152,7 +152,7 @@ def peak_truth(
     if values is None or first < 0:
         return truth
     alive = _alive(grid, time)[machines.pod]
-    last = first + max(horizons) * 3600 // WINDOW
+    last = first + max(horizons) * HOUR
     starts = grid.start + np.arange(first, min(last, grid.windows)) * WINDOW
     future = values[:, first:last].copy()
     ended = starts + WINDOW > grid.gone[:, None]
@@ -160,7 +160,7 @@ def peak_truth(
     total = sum_known(future, machines.pod[alive], machines.node[alive], len(machines))
     populated = np.bincount(machines.node[alive], minlength=len(machines)) > 0
     for j, hours in enumerate(horizons):
-        count = hours * 3600 // WINDOW
+        count = hours * HOUR
         if first + count > grid.windows:
             continue
         peak, known = highest_known(total[:, :count])

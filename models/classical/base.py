@@ -9,6 +9,7 @@ import numpy as np
 from models.arrays import Floats, Floats32
 from models.forecaster import Prediction
 from models.history import MIN_SAMPLES, History
+from models.truth import highest_known
 
 MIN_SCALE = 1e-3
 """Cores. A scale below a millicore could not be told from zero in a promise, and the score of a
@@ -90,11 +91,10 @@ def quantile(values: Floats32, level: float, least: int = MIN_SAMPLES) -> Floats
     return np.where(known >= max(least, 1), found, np.nan)
 
 
-def highest(values: Floats32, least: int = 1) -> Floats:
-    """The highest known value of each row of [R, W]; NaN where fewer than ``least`` are known."""
-    known = ~np.isnan(values)
-    peak = np.where(known, values, -np.inf).max(axis=1, initial=-np.inf)
-    return np.where(known.sum(axis=1) >= max(least, 1), peak, np.nan).astype(np.float64)
+def highest(values: Floats32) -> Floats:
+    """The highest known value of each row of [R, W], NaN where none is."""
+    peak, known = highest_known(values)
+    return np.where(known > 0, peak, np.nan).astype(np.float64)
 
 
 def _by_horizon(values: Floats, shape: tuple[int, int]) -> Floats:

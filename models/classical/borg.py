@@ -9,6 +9,7 @@ import numpy as np
 
 from models.classical.base import known_aggregate, prediction
 from models.forecaster import Prediction
+from models.grid import HOUR
 from models.history import History
 
 
@@ -38,6 +39,6 @@ class KoordinatorBatch:
 
     def predict(self, history: History, horizons: Sequence[int]) -> Prediction:
         """See `models.forecaster.Forecaster`."""
-        recent = known_aggregate(history)[:, -12:][:, ::-1]
+        recent = known_aggregate(history)[:, -HOUR:][:, ::-1]
         newest = recent[np.arange(history.nodes), np.argmax(~np.isnan(recent), axis=1)]
         return prediction(history, horizons, newest.astype(np.float64), history.limit)

@@ -12,7 +12,7 @@ from models.classical.base import known_aggregate, prediction, sum_or_request
 from models.classical.histogram import weighted_bucket
 from models.classical.seasonal import last_week
 from models.forecaster import Prediction
-from models.grid import DAY, WEEK, WINDOW
+from models.grid import DAY, HOUR, WEEK, WINDOW
 from models.history import History
 
 BUCKET = 0.1
@@ -24,7 +24,7 @@ MARGINS = (0.01, 0.10, 0.15, 0.20)
 SMOOTH = 3600
 """Seconds: shorter waves are filtered out as noise (Crane's threshold of 1 / 3600 Hz)."""
 
-PEAK = 4 * 3600 // WINDOW
+PEAK = 4 * HOUR
 """Windows on either side of a day's lag at which the autocorrelation must be lower."""
 
 LEAST = 0.01
@@ -82,7 +82,7 @@ class CraneDsp:
         before = low_pass(signal[:, :-DAY])[:, -DAY:]
         tested = np.where(daily[:, None], before, smooth[:, -DAY:])
         margin = best_margin(signal[:, -DAY:], tested)
-        peaks = [coming[:, : hours * 3600 // WINDOW].max(axis=1) for hours in horizons]
+        peaks = [coming[:, : hours * HOUR].max(axis=1) for hours in horizons]
         raised = np.stack(peaks, axis=1) * (1 + margin[:, None])
         raised[~enough] = np.nan
         return prediction(history, horizons, np.zeros(history.nodes), raised)

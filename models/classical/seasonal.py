@@ -10,8 +10,9 @@ import numpy as np
 from models.arrays import Floats32
 from models.classical.base import highest, known_aggregate, prediction, quantile
 from models.forecaster import Prediction
-from models.grid import DAY, WEEK, WINDOW
+from models.grid import DAY, HOUR, WEEK, WINDOW
 from models.history import History
+from models.hourly import widen
 from models.truth import STEP
 
 HALF_HOUR = STEP // WINDOW
@@ -29,7 +30,7 @@ class SeasonalMax:
         """See `models.forecaster.Forecaster`."""
         week = last_week(known_aggregate(history))
         ahead = np.arange(WEEK) % DAY  # windows by which each lies ahead of now, on its own day
-        peaks = [highest(week[:, ahead < hours * 3600 // WINDOW]) for hours in horizons]
+        peaks = [highest(week[:, ahead < hours * HOUR]) for hours in horizons]
         return prediction(history, horizons, np.zeros(history.nodes), np.stack(peaks, axis=1))
 
 
@@ -66,7 +67,7 @@ class WindowMaxima:
         """See `models.forecaster.Forecaster`."""
         halves = half_hour_peaks(known_aggregate(history))
         peaks = [
-            quantile(sliding_max(halves, hours * 3600 // STEP), self.level, least=1)
+            quantile(widen(halves, 1, hours * 3600 // STEP), self.level, least=1)
             for hours in horizons
         ]
         return prediction(history, horizons, np.zeros(history.nodes), np.stack(peaks, axis=1))
@@ -94,13 +95,3 @@ def half_hour_peaks(aggregate: Floats32) -> Floats32:
     for offset in range(1, HALF_HOUR):
         peaks = np.fmax(peaks, week[:, offset::HALF_HOUR])
     return peaks
-
-
-def sliding_max(values: Floats32, count: int) -> Floats32:
-    """Highest of each ``count`` neighbours in a row, by doubling; NaN wins."""
-    width = 1
-    while width < count:
-        step = min(width, count - width)
-        values = np.maximum(values[:, :-step], values[:, step:])
-        width += step
-    return values
