@@ -253,10 +253,8 @@ def _ar1(rng: np.random.Generator, rows: int, windows: int, memory: float) -> Fl
     return np.asarray(signal.lfilter([1.0], [1.0, -memory], shocks, axis=1))
 
 
-def offline_pods(
-    seed: int, start: int, end: int, cores: float, spec: JobSpec | None = None
-) -> pl.DataFrame:
-    """A stream of offline jobs as rows of pods.parquet, in order of arrival.
+def offline_pods(seed: int, start: int, end: int, cores: float) -> pl.DataFrame:
+    """A stream of offline jobs (see `JobSpec`) as rows of pods.parquet, in order of arrival.
 
     Arrivals are Poisson with a daily tide. ``start`` is the arrival and ``end`` the arrival plus
     the duration, as if the job ran at once; ``cpu_request`` is its ask in cores of reclaimed CPU.
@@ -266,9 +264,8 @@ def offline_pods(
         start: seconds since the epoch of the first possible arrival.
         end: seconds since the epoch after the last possible arrival; runs may go on beyond it.
         cores: offered load: cores that would be running on the average if no job ever waited.
-        spec: what the jobs are like.
     """
-    spec = spec or JobSpec()
+    spec = JobSpec()
     rng = np.random.default_rng(seed)
     # Evenly spaced quantiles instead of draws: every seed has its long-running workloads.
     quantiles = (np.arange(spec.workloads) + 0.5) / spec.workloads

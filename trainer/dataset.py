@@ -19,9 +19,6 @@ LEAST_TIMES = 100
 """Decisions that should be sampled. Machines at one moment resemble each other, so more machines
 than rows / 100 would add little but time."""
 
-PER_SIZE = 20
-"""Random machines of each size that training sees."""
-
 
 @dataclass(frozen=True, slots=True)
 class Rows:
@@ -51,7 +48,7 @@ def training_machines(
     Random machines multiply what few nodes can teach. Beyond ``at_most`` machines a seeded choice
     is left, with nodes and random machines in their proportions.
     """
-    parts = [machines_of(grid, pods, seed, None, PER_SIZE)]
+    parts = [machines_of(grid, pods, seed)]
     if placement is not None:
         parts.insert(0, machines_of(grid, pods, seed, placement))
     machines = join_machines(parts)

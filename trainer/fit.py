@@ -46,6 +46,9 @@ LEAST_ROWS = 500
 LEAST_USED = 0.01
 """Share of a machine's requests that its highest usage of a week reaches unless it is idle."""
 
+CALIBRATE = (0.8, 1.0)
+"""Shares of the time axis that calibrate a model; what lies before trains it."""
+
 LEAST_PAST = 24 * 3600
 """Seconds of a trace's start that only serve as past: without a day there is no season to learn."""
 
@@ -78,8 +81,8 @@ def fit_model(
     policy: Policy | None = None,
     pods: Ints | None = None,
     placement: Sequence[str | None] | None = None,
-    train: tuple[float, float] = (0.0, 0.8),
-    calibrate: tuple[float, float] = (0.8, 1.0),
+    train: tuple[float, float] = (0.0, CALIBRATE[0]),
+    calibrate: tuple[float, float] = CALIBRATE,
     max_rows: int = MAX_ROWS,
     threads: int = 2,
     data_digest: str = "",
@@ -130,22 +133,17 @@ def calibrate_model(
     grid: UsageGrid,
     *,
     seed: int,
-    policy: Policy | None = None,
-    pods: Ints | None = None,
     placement: Sequence[str | None] | None = None,
-    calibrate: tuple[float, float] = (0.8, 1.0),
     max_rows: int = MAX_ROWS,
     data_digest: str = "",
-    git_revision: str = "",
-    progress: Progress | None = None,
 ) -> Model:
     """A model of a forecaster that needs no training (any classical one), calibrated on a trace.
 
     Args and errors as for `fit_model`.
     """
-    work = _Work(grid, seed, pods, placement, max_rows, progress or _silent)
-    record = _Record(0.0, 0, {"forecaster": forecaster.name}, {}, data_digest, git_revision)
-    return _calibrated(forecaster, work, calibrate, policy or Policy(), record)
+    work = _Work(grid, seed, None, placement, max_rows, _silent)
+    record = _Record(0.0, 0, {"forecaster": forecaster.name}, {}, data_digest, "")
+    return _calibrated(forecaster, work, CALIBRATE, Policy(), record)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from models.arrays import Floats, Ints
 from models.grid import UsageGrid
 from models.model import Model
 from models.policy import HORIZONS
+from trainer.fit import CALIBRATE
 from trainer.machines import Machines, decision_times, machine_history, peak_truth
 
 MOST_TIMES = 96
@@ -40,17 +41,14 @@ class HeldOut:
     limit: Floats
 
 
-def look_at(
-    model: Model, grid: UsageGrid, machines: Machines, first: float = 0.8, last: float = 1.0
-) -> HeldOut:
-    """Forecast within [first, last) of the time axis, always from what was known by then.
+def look_at(model: Model, grid: UsageGrid, machines: Machines) -> HeldOut:
+    """Forecast within the share of the time axis that calibrates, from what was known by then.
 
     Args:
         model: with the knobs of its own calibration, which saw this share of the trace.
         grid, machines: whose usage.
-        first, last: shares of the time axis; by default those `trainer.fit` calibrates on.
     """
-    times = decision_times(grid, first, last)
+    times = decision_times(grid, *CALIBRATE)
     times = times[:: -(-len(times) // MOST_TIMES) or 1]
     knob = model.calibration.knobs(model.policy.target)
     shape = (len(times), len(machines), len(HORIZONS))

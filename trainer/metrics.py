@@ -50,20 +50,17 @@ class Figures:
     decisions: int
 
 
-def judge(
-    forecast: Floats, truth: Floats, limit: Floats, day: Ints, target: float, seed: int = 0
-) -> Figures:
+def judge(forecast: Floats, truth: Floats, limit: Floats, day: Ints, target: float) -> Figures:
     """All figures of a predictor.
 
     Args:
         forecast, truth, limit: [T, N] cores.
         day: [T] the day of each decision, for the bootstrap.
         target: accepted probability of a violation.
-        seed: of the bootstrap.
     """
     known = ~np.isnan(truth)
     violated = known & violations(forecast, truth)
-    low, high = block_interval(violated, known, day, seed)
+    low, high = block_interval(violated, known, day, seed=0)
     severity = (truth[violated] - forecast[violated]) / truth[violated]
     saved, possible = savings(forecast, truth, limit)
     return Figures(
@@ -128,9 +125,7 @@ def pinball(forecast: Floats, truth: Floats, target: float) -> float:
     return float(loss / truth[known].mean())
 
 
-def block_interval(
-    violated: Bools, known: Bools, day: Ints, seed: int, confidence: float = CONFIDENCE
-) -> tuple[float, float]:
+def block_interval(violated: Bools, known: Bools, day: Ints, seed: int) -> tuple[float, float]:
     """Bootstrap interval of the violation rate, resampling whole days and whole machines.
 
     Peaks of one day, and of one machine, are violated together; resampling single decisions would
@@ -140,7 +135,6 @@ def block_interval(
         violated, known: [T, N].
         day: [T].
         seed: of the resampling.
-        confidence: of the interval.
     """
     if not known.any():
         return np.nan, np.nan
@@ -155,7 +149,7 @@ def block_interval(
     hits = ((by_day @ hit) * by_machine).sum(axis=1)
     total = ((by_day @ all_) * by_machine).sum(axis=1)
     rates = hits[total > 0] / total[total > 0]
-    low, high = np.quantile(rates, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(rates, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
 
 
