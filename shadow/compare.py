@@ -8,6 +8,7 @@ from typing import Literal
 import msgspec
 import numpy as np
 
+from models.arrays import Floats
 from models.trace import Trace
 from shadow.bootstrap import Interval, Weights
 from shadow.cells import block_hours, cells_of
@@ -18,9 +19,10 @@ from shadow.replay import Progress
 from shadow.result import ReplayResult
 from shadow.seeds import Candidate, Replays, mean_of, replay_seeds
 
+Verdict = Literal["promote", "keep"]
+
 TOLERATED = 1.5
 """Times the target that a violation rate may reach, as in the evaluation: 1.5 % for 1 %."""
-
 
 FULL = 1.0
 """Share of allocatable CPU above which a node counts as overloaded, whatever a policy's ceiling:
@@ -65,8 +67,26 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     target: float
     block_hours: float
     blocks: int
-    verdict: Literal["promote", "keep"]
+    verdict: Verdict
     reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """A rate of each side, and challenger minus champion; None where there is nothing to count."""
+
+    champion: Interval | None
+    challenger: Interval | None
+    difference: Interval | None
+
+    @classmethod
+    def of(
+        cls, weights: Weights, ours: tuple[Floats, Floats], theirs: tuple[Floats, Floats]
+    ) -> Rates:
+        """From the (part, whole) of champion and challenger, [K, N, B] cells each."""
+        return cls(
+            weights.rate(*ours), weights.rate(*theirs), weights.difference_of_rates(theirs, ours)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,17 +103,14 @@ def compare(
     challenger: Candidate,
     *,
     options: ReplayOptions | None = None,
-    seeds: int = 1,
     progress: Progress | None = None,
 ) -> Comparison:
-    """Replay a trace under both and judge the challenger; see `replay_sides` and `judge`.
+    """Replay a trace once under both and judge the challenger; see `replay_sides` and `judge`.
 
     Raises:
         TraceError: as `shadow.replay.replay`.
     """
-    return judge(
-        replay_sides(trace, champion, challenger, options=options, seeds=seeds, progress=progress)
-    )
+    return judge(replay_sides(trace, champion, challenger, options=options, progress=progress))
 
 
 def replay_sides(
@@ -146,17 +163,13 @@ def judge(sides: Sides, target: float | None = None) -> Comparison:
     rng = np.random.default_rng([challenger.options.seed, 3])
     weights = Weights.draw(rng, *ours.reclaimed.shape)
     reclaimed = weights.difference_of_sums(theirs.reclaimed, ours.reclaimed)
-    violated = [(side.violated.sum(axis=3), side.judged.sum(axis=3)) for side in (ours, theirs)]
-    rates = [weights.rate(*side) for side in violated]
-    difference = weights.difference_of_rates(violated[1], violated[0])
-    over = [(side.overloaded, side.promised) for side in (ours, theirs)]
-    if champion.used is None:
-        over = [(part * 0, whole * 0) for part, whole in over]
-    overload = [weights.rate(*side) for side in over]
-    more_overload = weights.difference_of_rates(over[1], over[0])
-    verdict, reasons = decide_verdict(
-        reclaimed, rates[0], rates[1], difference, target, overload[1], more_overload
+    violations = Rates.of(
+        weights, *((side.violated.sum(axis=3), side.judged.sum(axis=3)) for side in (ours, theirs))
     )
+    overload = Rates(None, None, None)
+    if champion.used is not None:
+        overload = Rates.of(weights, *((side.overloaded, side.promised) for side in (ours, theirs)))
+    verdict, reasons = decide_verdict(reclaimed, violations, overload, target)
     figured = [
         [figures(result, series) for result, series in zip(side.results, side.series, strict=True)]
         for side in (ours, theirs)
@@ -166,12 +179,12 @@ def judge(sides: Sides, target: float | None = None) -> Comparison:
         challenger=mean_of(figured[1]),
         seeds=tuple(map(_seed_outcome, sides.champion, *figured)),
         reclaimed_core_hours=reclaimed,
-        violation_rate=difference,
-        champion_violation_rate=rates[0],
-        challenger_violation_rate=rates[1],
-        overload_rate=more_overload,
-        champion_overload_rate=overload[0],
-        challenger_overload_rate=overload[1],
+        violation_rate=violations.difference,
+        champion_violation_rate=violations.champion,
+        challenger_violation_rate=violations.challenger,
+        overload_rate=overload.difference,
+        champion_overload_rate=overload.champion,
+        challenger_overload_rate=overload.challenger,
         cohorts=cohorts(ours, theirs, weights),
         target=target,
         block_hours=block_hours(champion),
@@ -182,14 +195,8 @@ def judge(sides: Sides, target: float | None = None) -> Comparison:
 
 
 def decide_verdict(
-    reclaimed: Interval,
-    champion: Interval | None,
-    challenger: Interval | None,
-    difference: Interval | None,
-    target: float,
-    overload: Interval | None = None,
-    more_overload: Interval | None = None,
-) -> tuple[Literal["promote", "keep"], tuple[str, ...]]:
+    reclaimed: Interval, violations: Rates, overload: Rates, target: float
+) -> tuple[Verdict, tuple[str, ...]]:
     """Whether the challenger should serve, and why.
 
     It must keep within the accepted violations: the interval of its rate reaches down to
@@ -201,52 +208,68 @@ def decide_verdict(
 
     Args:
         reclaimed: core-hours, challenger minus champion.
-        champion, challenger: violation rates; None where nothing could be judged.
-        difference: of the rates, challenger minus champion.
+        violations: rates of forecasts that were exceeded.
+        overload: rates of node windows above `FULL`.
         target: accepted violation rate.
-        overload, more_overload: the challenger's overload rate, and how much higher than the
-            champion's it is.
     """
-    if champion is None or challenger is None or difference is None:
+    champion, challenger, more = violations.champion, violations.challenger, violations.difference
+    if champion is None or challenger is None or more is None:
         return "keep", ("No forecast could be judged: the trace has no usage after its decisions.",)
     limit = TOLERATED * target
     if challenger.low > limit:
         return "keep", (
             f"The challenger violates {_rate(challenger)}, more than the tolerated {limit:.2%}.",
         )
-    if challenger.value > target and difference.low > 0:
+    if challenger.value > target and more.low > 0:
         return "keep", (
             f"The challenger violates {_rate(challenger)}, above the target of {target:.2%}.",
             f"That is significantly more than the champion's {champion.value:.2%}.",
         )
-    if overload and more_overload and overload.low > limit and more_overload.low > 0:
-        return "keep", (
-            f"The challenger fills {_rate(overload)} of the node windows beyond their CPU.",
-            f"That is more than the tolerated {limit:.2%}, and significantly more.",
-        )
+    if faults := _overloads(overload, limit):
+        return "keep", faults
     safe = f"The challenger's violations of {_rate(challenger)} keep to the target of {target:.2%}."
     if challenger.value > limit:
         safe = (
             f"The challenger violates {_rate(challenger)}, above the tolerated {limit:.2%}, "
             "but not significantly so."
         )
+    verdict, gain = _weigh(reclaimed, champion, more, limit)
+    return verdict, (safe, *gain)
+
+
+def _overloads(overload: Rates, limit: float) -> tuple[str, ...]:
+    """Why a challenger fills too many node windows; empty where it does not."""
+    rate, more = overload.challenger, overload.difference
+    if rate is None or more is None or rate.low <= limit or more.low <= 0:
+        return ()
+    return (
+        f"The challenger fills {_rate(rate)} of the node windows beyond their CPU.",
+        f"That is more than the tolerated {limit:.2%}, and significantly more.",
+    )
+
+
+def _weigh(
+    reclaimed: Interval, champion: Interval, more: Interval, limit: float
+) -> tuple[Verdict, tuple[str, ...]]:
+    """Whether a challenger that may serve is better.
+
+    champion, more: its violation rate, and by how much the challenger's is higher.
+    """
     gain = f"{reclaimed.value:+,.1f} core-hours ({reclaimed.low:+,.1f} to {reclaimed.high:+,.1f})"
     if champion.low > limit:
         return "promote", (
-            safe,
             f"The champion violates {_rate(champion)}, more than the tolerated {limit:.2%}.",
             f"Reclaimed: {gain}.",
         )
     if reclaimed.low > 0:
-        return "promote", (safe, f"It reclaims significantly more: {gain}.")
-    if reclaimed.high >= 0 and difference.high < 0:
+        return "promote", (f"It reclaims significantly more: {gain}.",)
+    if reclaimed.high >= 0 and more.high < 0:
         return "promote", (
-            safe,
             f"It reclaims as much: {gain}.",
             f"It violates significantly less than the champion's {champion.value:.2%}.",
         )
     less = "significantly less" if reclaimed.high < 0 else "no more than chance would explain"
-    return "keep", (safe, f"It reclaims {less}: {gain}.")
+    return "keep", (f"It reclaims {less}: {gain}.",)
 
 
 def _seed_outcome(result: ReplayResult, ours: Figures, theirs: Figures) -> SeedOutcome:

@@ -15,6 +15,7 @@ from shadow.cells import block_of, blocks
 from shadow.cohorts import Cohort
 from shadow.compare import (
     Comparison,
+    Rates,
     Sides,
     compare,
     decide_verdict,
@@ -35,6 +36,7 @@ MORE = Interval(100.0, 40.0, 160.0)
 SAME = Interval(2.0, -30.0, 35.0)
 LESS = Interval(-80.0, -120.0, -40.0)
 NONE = Interval(0.0, 0.0, 0.0)
+NOT_KNOWN = Rates(None, None, None)
 
 
 def verdict(
@@ -43,7 +45,8 @@ def verdict(
     challenger: Interval | None = OK,
     difference: Interval | None = NONE,
 ) -> tuple[str, str]:
-    found, reasons = decide_verdict(reclaimed, champion, challenger, difference, TARGET)
+    rates = Rates(champion, challenger, difference)
+    found, reasons = decide_verdict(reclaimed, rates, NOT_KNOWN, TARGET)
     return found, " ".join(reasons)
 
 
@@ -208,11 +211,13 @@ def test_sides_of_different_models_keep_their_names() -> None:
 
 def test_a_challenger_that_runs_nodes_out_of_cpu_is_kept_out() -> None:
     over, more = Interval(0.03, 0.02, 0.04), Interval(0.03, 0.01, 0.04)
-    found, reasons = decide_verdict(MORE, OK, OK, NONE, TARGET, over, more)
+    violations = Rates(OK, OK, NONE)
+    found, reasons = decide_verdict(MORE, violations, Rates(NONE, over, more), TARGET)
     assert found == "keep"
     assert "3.00% (2.00% to 4.00%) of the node windows" in " ".join(reasons)
     as_much = Interval(0.001, -0.01, 0.01)
-    assert decide_verdict(MORE, OK, OK, NONE, TARGET, over, as_much)[0] == "promote"
+    overload = Rates(OK, over, as_much)
+    assert decide_verdict(MORE, violations, overload, TARGET)[0] == "promote"
 
 
 # Several seeds, and groups of pods and nodes
