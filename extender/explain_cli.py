@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 from urllib.parse import quote
 
@@ -10,6 +9,7 @@ import msgspec
 import typer
 
 from models.errors import ArchimedesError
+from models.times import utc
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -131,7 +131,7 @@ def _print_explanation(found: Explanation) -> None:
     tier = "offline" if found.offline else "online"
     console.print(
         f"{found.pod} ({tier}) asks {found.millicpu}m for {found.horizon_hours} h\n"
-        f"decided {_utc(found.time)} by model {found.model_version}, snapshot {found.snapshot}; "
+        f"decided {utc(found.time)} by model {found.model_version}, snapshot {found.snapshot}; "
         f"decisions remembered: {found.decisions}\n"
         f"{found.offered} nodes offered: {len(found.candidates)} candidates, "
         f"{found.ranked_out} ranked out, {sum(found.rejected.values())} refused"
@@ -155,7 +155,7 @@ def _print_preemption(asked: Preemption) -> None:
     more = asked.kept - len(asked.nodes)
     named = ", ".join(asked.nodes) + (f" and {more} more" if more else "")
     _console().print(
-        f"kube-scheduler proposed evictions on {asked.proposed} nodes at {_utc(asked.time)}: "
+        f"kube-scheduler proposed evictions on {asked.proposed} nodes at {utc(asked.time)}: "
         + (f"they make room on {asked.kept}: {named}" if named else "none makes enough room")
     )
     _print_table(["nodes", "no room even then, because"], _texts(asked.rejected))
@@ -199,11 +199,11 @@ def _print_node(name: str, node: _Node) -> None:
     _console().print(f"{name}, by model {node.model_version}")
     _print_table(["term", *(f"{h.hours} h" for h in node.arithmetic)], rows)
     promises = [
-        [p.pod, f"{p.millicpu}m", f"{p.horizon_hours} h", p.stage, _utc(p.made)]
+        [p.pod, f"{p.millicpu}m", f"{p.horizon_hours} h", p.stage, utc(p.made)]
         for p in node.promises
     ]
     _print_table(["promise", "millicores", "for", "stage", "made"], promises)
-    locks = [[k.name, f"{k.millicpu}m", _utc(k.start), _utc(k.end), k.reason] for k in node.locks]
+    locks = [[k.name, f"{k.millicpu}m", utc(k.start), utc(k.end), k.reason] for k in node.locks]
     _print_table(["resource lock", "withholds", "from", "until", "reason"], locks)
 
 
@@ -231,7 +231,3 @@ def _console() -> Console:
     if not console.is_terminal:
         console.width = 200
     return console
-
-
-def _utc(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%SZ")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import getpass
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,10 +12,11 @@ import typer
 
 from models.errors import ArchimedesError
 from models.store import DEFAULT_TRACKING_URI, MODEL_NAME
+from models.terminal import Json, TrackingUri, user
+from models.times import utc
 
 if TYPE_CHECKING:
     from models.promotion import Event
-    from models.registry import Registry
     from models.versions import Version
 
 app = typer.Typer(
@@ -26,18 +25,9 @@ app = typer.Typer(
     help="List, promote, roll back and fetch model versions.",
 )
 
-TrackingUri = Annotated[
-    str,
-    typer.Option(
-        "--tracking-uri",
-        envvar="MLFLOW_TRACKING_URI",
-        help="MLflow's address: http(s)://HOST:PORT of a server, or sqlite:///FILE.",
-    ),
-]
 Reason = Annotated[
     str, typer.Option("--reason", help="Why; kept with the version and in its run's audit files.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
 @app.command("list", epilog="Example: archimedes models list --json")
@@ -53,7 +43,7 @@ def list_versions(tracking_uri: TrackingUri = DEFAULT_TRACKING_URI, as_json: Jso
         return
     _print_versions(versions)
     for event in history:
-        typer.echo(f"{_utc(event.time)}  {_sentence(event)} by {event.by}: {event.reason}")
+        typer.echo(f"{utc(event.time)}  {_sentence(event)} by {event.by}: {event.reason}")
 
 
 @app.command("promote", epilog='Example: archimedes models promote 4 --reason "beat 3 in replay"')
@@ -114,7 +104,7 @@ def _print_versions(versions: list[Version]) -> None:
     for v in versions:
         known = {tag: v.tags.get(tag, "unknown") for tag in (FORECASTER_TAG, TARGET_TAG, TRACE_TAG)}
         typer.echo(
-            f"{v.version:>4}  {', '.join(v.aliases) or '-':<11} {_utc(v.created)}  "
+            f"{v.version:>4}  {', '.join(v.aliases) or '-':<11} {utc(v.created)}  "
             f"{known[FORECASTER_TAG]}  target {known[TARGET_TAG]}  "
             f"trace {known[TRACE_TAG][:12]}  run {v.run_id[:8]}"
         )
@@ -126,31 +116,6 @@ def _sentence(event: Event) -> str:
     before = "" if event.previous is None else f" instead of {event.previous}"
     verb = "Promoted" if event.action == "promote" else "Rolled back"
     return f"{verb}: version {event.champion} is the champion{before}"
-
-
-def _utc(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
-
-
-def prepared(tracking_uri: str) -> Registry:
-    """The registry, for a command that works for minutes before it writes there.
-
-    Raises:
-        RegistryError: it cannot be used; said before the work and not after it.
-    """
-    from models.registry import Registry
-
-    registry = Registry(tracking_uri)
-    registry.prepare()
-    return registry
-
-
-def user() -> str:
-    """Who runs this, for the history of promotions."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user often has no name
-        return "unknown"
 
 
 if __name__ == "__main__":  # the extender pulls in a child process

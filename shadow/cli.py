@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
 
-from models.cli import prepared
-from models.errors import SettingsError
 from models.store import DEFAULT_TRACKING_URI
+from models.terminal import prepared, progress_bar
 from shadow.cli_extract import extract
 from shadow.cli_follow import follow
+from shadow.cli_options import (
+    DEFAULT_MODEL,
+    Blur,
+    Decisions,
+    Evict,
+    Html,
+    NodeCpu,
+    Nodes,
+    NodesToScore,
+    OfflineLoad,
+    Refresh,
+    TraceDir,
+    read_policy,
+    replay_options,
+)
 
 if TYPE_CHECKING:
     from models.model import Model
-    from models.policy import Policy
-    from shadow.options import ReplayOptions
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -37,9 +47,6 @@ app.command(
     epilog="Example: archimedes shadow extract --decisions decisions.jsonl traces/production"
 )(extract)
 
-DEFAULT_MODEL = "koordinator"
-"""Needs no training and no registry: the predictor that ships in the best known co-location."""
-
 REQUESTS = "requests"
 """In place of a model: every online pod counts with its request."""
 
@@ -48,7 +55,6 @@ _REF = (
     "(nothing beyond requests is reclaimed)"
 )
 
-TraceDir = Annotated[Path, typer.Option("--trace", help="Folder of the trace.")]
 TrackingUri = Annotated[
     str,
     typer.Option(
@@ -62,26 +68,8 @@ Hours = Annotated[
     float | None,
     typer.Option("--hours", help="How long to decide for. Default: 24, or what the usage covers."),
 ]
-Nodes = Annotated[
-    int | None, typer.Option("--nodes", help="So many equal nodes instead of the trace's own.")
-]
-NodeCpu = Annotated[float | None, typer.Option("--node-cpu", help="Cores of an equal node.")]
 Seed = Annotated[
     int, typer.Option("--seed", help="Of generated offline pods and of choices among equals.")
-]
-OfflineLoad = Annotated[
-    float,
-    typer.Option(
-        "--offline-load",
-        help="Where the trace has no offline pods: what generated ones ask, as share of idle CPU.",
-    ),
-]
-Refresh = Annotated[
-    int, typer.Option("--refresh-minutes", help="Minutes between forecasts, a multiple of 5.")
-]
-Blur = Annotated[
-    float,
-    typer.Option("--blur", help="Spread (log) of expected against real durations; 0 knows them."),
 ]
 Seeds = Annotated[
     int, typer.Option("--seeds", min=1, help="Replay under so many seeds, from --seed on.")
@@ -95,19 +83,6 @@ Jobs = Annotated[
 Dask = Annotated[
     str | None,
     typer.Option("--dask", help="Address of a Dask scheduler: replay on its workers instead."),
-]
-NodesToScore = Annotated[
-    int,
-    typer.Option(
-        "--nodes-to-score",
-        help="percentageOfNodesToScore of kube-scheduler's configuration; 0 is its own choice.",
-    ),
-]
-Evict = Annotated[
-    bool, typer.Option("--evict", help="Evict offline pods from nodes above the ceiling.")
-]
-Html = Annotated[
-    Path | None, typer.Option("--html", help="Write a page with the plots to this file.")
 ]
 Log = Annotated[
     bool, typer.Option("--log", help="Log figures, JSON and the page to MLflow as a run.")
@@ -145,7 +120,15 @@ def replay(
 ) -> None:
     """Decide a trace's pods again with the extender's own functions while its time passes."""
     options = replay_options(
-        hours, nodes, node_cpu, seed, offline_load, refresh_minutes, blur, nodes_to_score, evict
+        hours=hours,
+        nodes=nodes,
+        node_cpu=node_cpu,
+        seed=seed,
+        offline_load=offline_load,
+        refresh_minutes=refresh_minutes,
+        blur=blur,
+        nodes_to_score=nodes_to_score,
+        evict=evict,
     )
     from models.trace import read_trace
     from shadow import machines as counting
@@ -157,22 +140,22 @@ def replay(
     registry = prepared(tracking_uri) if log else None
     read = read_trace(trace)
     chosen, own_policy = _model(model, tracking_uri), read_policy(policy)
-    with _progress("replay") as step:
+    with progress_bar("replay") as step:
         seeded = replay_seeds(
             Replays(read, (Candidate(chosen, own_policy),), time.perf_counter),
             options=options,
             seeds=seeds,
             jobs=jobs or cores(),
             dask=dask,
-            progress=step,
+            progress=partial(step, "replay"),
         )
     results = [result for (result,) in seeded]
     found = mean_of([figures(result) for result in results])
     rows, shown = report.figure_rows(found), msgspec.to_builtins(found)
     if machines:
-        with _progress("machines") as step:
+        with progress_bar("machines") as step:
             count = counting.machines(
-                read, chosen, policy=own_policy, options=options, progress=step
+                read, chosen, policy=own_policy, options=options, progress=partial(step, "machines")
             )
         rows += report.machine_rows(count)
         shown |= {"machines": count.needed, "machines_saved": count.saved}
@@ -225,7 +208,15 @@ def compare(
 ) -> None:
     """Replay a trace under both models on the same pods and judge the challenger."""
     options = replay_options(
-        hours, nodes, node_cpu, seed, offline_load, refresh_minutes, blur, nodes_to_score, evict
+        hours=hours,
+        nodes=nodes,
+        node_cpu=node_cpu,
+        seed=seed,
+        offline_load=offline_load,
+        refresh_minutes=refresh_minutes,
+        blur=blur,
+        nodes_to_score=nodes_to_score,
+        evict=evict,
     )
     from models.trace import read_trace
     from shadow import report
@@ -239,7 +230,7 @@ def compare(
         Candidate(_model(ref, tracking_uri), read_policy(file))
         for ref, file in ((champion, champion_policy), (challenger, challenger_policy))
     ]
-    with _progress("compare") as step:
+    with progress_bar("compare") as step:
         sides = replay_sides(
             read,
             *candidates,
@@ -247,7 +238,7 @@ def compare(
             seeds=seeds,
             jobs=jobs or cores(),
             dask=dask,
-            progress=step,
+            progress=partial(step, "compare"),
         )
     found = judge(sides)
     shown = msgspec.to_builtins(found)
@@ -270,50 +261,6 @@ def compare(
         write_comparison_page(html, sides, found)
 
 
-def replay_options(
-    hours: float | None,
-    nodes: int | None,
-    node_cpu: float | None,
-    seed: int,
-    offline_load: float,
-    refresh_minutes: int,
-    blur: float,
-    nodes_to_score: int,
-    evict: bool,
-) -> ReplayOptions:
-    """What the command line says, checked.
-
-    Raises:
-        SettingsError: an option is out of range.
-    """
-    from models.grid import WINDOW
-    from models.struct_words import in_words
-    from shadow.options import ReplayOptions
-
-    given = {
-        "hours": hours,
-        "nodes": nodes,
-        "node_cpu": node_cpu,
-        "seed": seed,
-        "offline_load": offline_load,
-        "refresh": refresh_minutes * 60,
-        "duration_blur": blur,
-        "nodes_to_score": nodes_to_score,
-        "evict": evict,
-    }
-    if refresh_minutes < 1 or refresh_minutes * 60 % WINDOW:
-        raise SettingsError(
-            f"--refresh-minutes {refresh_minutes}: must be a multiple of {WINDOW // 60}, the "
-            "minutes of a usage window"
-        )
-    try:
-        return msgspec.convert(given, ReplayOptions)
-    except msgspec.ValidationError as e:
-        field, _, wrong = in_words(str(e), ReplayOptions, "option").partition(":")
-        option = "blur" if field == "duration_blur" else field.replace("_", "-")
-        raise SettingsError(f"--{option}:{wrong}, got {given[field]}") from e
-
-
 def _model(ref: str, tracking_uri: str) -> Model | None:
     if ref == REQUESTS:
         return None
@@ -326,7 +273,7 @@ def _model(ref: str, tracking_uri: str) -> Model | None:
     epilog="Example: archimedes shadow redecide --decisions decisions.jsonl --policy p.yaml"
 )
 def redecide(
-    decisions: Annotated[Path, typer.Option("--decisions", help="The extender's decision log.")],
+    decisions: Decisions,
     policy: Annotated[
         Path | None,
         typer.Option("--policy", help="YAML or JSON file, instead of the policy of each decision."),
@@ -336,43 +283,12 @@ def redecide(
     """Decide what production logged and recorded again: exactly, or under another policy."""
     from shadow.redecide import redecide as run
 
-    if not decisions.is_file():
-        raise SettingsError(f"decision log {decisions} does not exist; name decision_log's file")
     found = run(decisions, read_policy(policy))
     if as_json:
         typer.echo(msgspec.json.encode(found))
         return
     for name, value in msgspec.to_builtins(found).items():
         typer.echo(f"{name}: {value}")
-
-
-def read_policy(file: Path | None) -> Policy | None:
-    """The policy in a file.
-
-    Raises:
-        SettingsError: it cannot be read, or a field is unknown, ill-typed, out of range or twice
-            there.
-    """
-    if file is None:
-        return None
-    from models.policy import Policy
-    from models.yaml_file import read_yaml, to_struct
-
-    return read_yaml(file, "policy file", lambda content: to_struct(content, Policy, "field"))
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[float], None]]:
-    """A bar on the terminal's stderr; nothing where there is no terminal."""
-    if not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=1.0)
-        yield lambda done: bar.update(task, completed=done)
 
 
 def _print(table: object) -> None:

@@ -8,12 +8,12 @@ from typing import Annotated
 import msgspec
 import typer
 
-from models.errors import SettingsError
+from shadow.cli_options import Decisions
 
 
 def extract(
     out: Annotated[Path, typer.Argument(help="Folder to write the trace to.")],
-    decisions: Annotated[Path, typer.Option("--decisions", help="The extender's decision log.")],
+    decisions: Decisions,
     force: Annotated[
         bool, typer.Option("--force", help="Replace a trace that stands at OUT.")
     ] = False,
@@ -23,8 +23,6 @@ def extract(
     from models.trace import write_trace
     from shadow.extract import extract as run
 
-    if not decisions.is_file():
-        raise SettingsError(f"decision log {decisions} does not exist; name decision_log's file")
     trace, found = run(decisions, out.name)
     write_trace(trace, out, overwrite=force)
     if as_json:

@@ -19,6 +19,7 @@ from models.grid import WINDOW
 from models.model import Model
 from models.store import ALIASES, DEFAULT_TRACKING_URI, copies
 from models.usage_source import PrometheusSettings, UsageError, UsageSource, problems
+from shadow.cli_options import Decisions
 from shadow.follow import Follower
 from shadow.live_figures import figures
 from shadow.live_state import LiveState
@@ -33,7 +34,7 @@ log = structlog.get_logger()
 
 
 def follow(
-    decisions: Annotated[Path, typer.Option("--decisions", help="The extender's decision log.")],
+    decisions: Decisions,
     prometheus: Annotated[str, typer.Option("--prometheus", help="Prometheus' address.")],
     token_file: Annotated[
         str, typer.Option("--prometheus-token-file", help="File with a bearer token.")
@@ -72,10 +73,6 @@ def follow(
     """Score each logged decision with the challenger, and judge both by what really happened."""
     from models.registry import Registry
 
-    if not decisions.is_file():
-        raise ArchimedesError(
-            f"decision log {decisions} does not exist; name the file of the extender's decision_log"
-        )
     # Standard output belongs to the figures; where errors go is looked up for each line.
     structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
     settings = _checked(prometheus, token_file, ca_file, query, cluster_label or [])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 
 import numpy as np
 import polars as pl
@@ -13,6 +12,7 @@ from models.errors import TraceError
 from models.generator import offline_pods
 from models.grid import WINDOW, UsageGrid
 from models.policy import horizon_index
+from models.times import utc
 from models.trace import Trace, usage_grid
 from models.trace_validation import LONGEST_DAYS
 from shadow.cluster import Fleet
@@ -123,8 +123,8 @@ def _period(trace: Trace, grid: UsageGrid | None, options: ReplayOptions) -> tup
     stop = last if hours is None else min(start + round(hours * 3600), last)
     if not first - WINDOW < start < stop:
         raise TraceError(
-            f"{trace.name} covers {_utc(first)} to {_utc(last)}, so it cannot be decided again "
-            f"from {_utc(start)} on; choose a start within it."
+            f"{trace.name} covers {utc(first)} to {utc(last)}, so it cannot be decided again "
+            f"from {utc(start)} on; choose a start within it."
         )
     if grid is not None and (stop - start) % WINDOW:
         raise TraceError(
@@ -133,14 +133,10 @@ def _period(trace: Trace, grid: UsageGrid | None, options: ReplayOptions) -> tup
         )
     if stop - start > LONGEST_DAYS * 86_400:
         raise TraceError(
-            f"{trace.name} goes on until {_utc(last)}, {(stop - start) // 86_400:,} days after its "
+            f"{trace.name} goes on until {utc(last)}, {(stop - start) // 86_400:,} days after its "
             "start; choose how many hours to decide again, or correct that pod's end."
         )
     return start, stop
-
-
-def _utc(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
 def _alive(grid: UsageGrid, start: int, stop: int) -> Ints:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -17,6 +18,7 @@ from models.cli import app
 from models.errors import ArchimedesError, RegistryError
 from models.registry import Registry
 from models.shipped import shipped
+from models.terminal import progress_bar
 from models.versions import FORECASTER_TAG, TARGET_TAG, TRACE_TAG, metric_lines
 from tests.mlflow_server import closed_port
 
@@ -112,6 +114,24 @@ def test_a_change_needs_a_reason(uri: str, arguments: list[str]) -> None:
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 2
     assert "--reason" in result.output
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("stream", "shown"), [(Terminal, True), (io.StringIO, False)])
+def test_a_progress_bar_is_on_terminals_only(
+    stream: type[io.StringIO], shown: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stderr = stream()
+    monkeypatch.setattr("sys.stderr", stderr)
+    monkeypatch.setenv("TERM", "xterm")
+    with progress_bar("reading") as step:
+        step("fitting", 0.5)
+    said = stderr.getvalue()
+    assert ("fitting" in said, "50%" in said) == (shown, shown)
 
 
 def module(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -198,6 +198,15 @@ def test_what_is_not_there_is_named(trace: str, tmp_path: Path) -> None:
     assert not (tmp_path / "none.db").exists()
 
 
+@pytest.mark.parametrize(
+    "command", [["redecide"], ["extract", "out"], ["follow", "--prometheus", "http://p:9090"]]
+)
+def test_a_decision_log_that_is_not_there_is_named(command: list[str]) -> None:
+    assert problem(*command, "--decisions", "nowhere.jsonl") == (
+        "decision log nowhere.jsonl does not exist; name decision_log's file"
+    )
+
+
 # Pages and MLflow runs
 
 

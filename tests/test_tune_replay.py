@@ -20,7 +20,7 @@ from models.policy import Policy
 from models.refs import resolve_model
 from models.registry import Registry
 from models.trace import Trace, known_at, read_trace, write_trace
-from shadow.cli import read_policy
+from shadow.cli_options import read_policy
 from shadow.compare import FULL, judge
 from shadow.figures import figures, overload_windows
 from shadow.options import ReplayOptions

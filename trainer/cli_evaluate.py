@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
@@ -11,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from models.cli import Json, TrackingUri, prepared
 from models.errors import SettingsError, TraceError
 from models.store import DEFAULT_TRACKING_URI
+from models.terminal import Json, TrackingUri, prepared, progress_bar
 
 if TYPE_CHECKING:
     from models.arrays import Ints
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from models.model import Model
     from models.registry import Registry
     from models.trace import Trace
-    from trainer.backtest import Fit, Progress
+    from trainer.backtest import Fit
     from trainer.report import Evaluation
 
 
@@ -65,7 +64,7 @@ def evaluate(
     check_enough(grid, placement, protocol.horizons)
     given = None if model is None else resolve_model(model, tracking_uri)
     fit = _fitting(grid, placement, threads) if given is None else _using(given)
-    with _progress() as progress:
+    with progress_bar("evaluating") as progress:
         results = backtest(grid, placement, fit, seeds, protocol, progress)
     evaluation = summarise(
         source.name,
@@ -168,15 +167,3 @@ def _show(evaluation: Evaluation, *, as_json: bool) -> None:
     terminal = Console()
     # Ten columns do not fit into the 80 that a pipe or a file is taken for.
     print_tables(evaluation, terminal if terminal.is_terminal else Console(width=140))
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    """A bar on stderr, where that is a terminal."""
-    from rich.console import Console
-    from rich.progress import Progress as Bar
-
-    console = Console(stderr=True)
-    with Bar(console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task("evaluating", total=1.0)
-        yield lambda step, share: bar.update(task, description=step, completed=share)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -13,6 +13,7 @@ import typer
 
 from models.errors import SettingsError
 from models.kube.request import RECLAIMED
+from models.terminal import progress_bar
 
 if TYPE_CHECKING:
     from trainer.importers.common import Imported
@@ -230,13 +231,12 @@ def _labels(given: Iterable[str]) -> dict[str, str]:
     return labels
 
 
-def _track(parts: Sequence[T]) -> Iterable[T]:
-    """A progress bar on stderr, where that is a terminal."""
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    return track(parts, "importing", console=console, disable=not console.is_terminal)
+def _track(parts: Sequence[T]) -> Iterator[T]:
+    """The parts; a progress bar shows how many of them are done."""
+    with progress_bar("importing") as step:
+        for done, part in enumerate(parts):
+            step("importing", done / len(parts))
+            yield part
 
 
 def _report(out: Path, imported: Imported, *, as_json: bool) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
@@ -12,15 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from models.cli import Json, TrackingUri, user
 from models.errors import SettingsError
 from models.policy import TARGETS, Policy
 from models.store import DEFAULT_TRACKING_URI
+from models.terminal import Json, TrackingUri, progress_bar, user
 from models.versions import metric_lines
 
 if TYPE_CHECKING:
     from models.model import Model
-    from trainer.fit import Progress
 
 
 def train(
@@ -69,7 +66,7 @@ def train(
     registry = Registry(tracking_uri)
     if register:
         registry.prepare()
-    with _scratch(out) as scratch, _progress() as progress:
+    with _scratch(out) as scratch, progress_bar("training") as progress:
         trained = training.train(
             source,
             Path(scratch),
@@ -131,15 +128,3 @@ def _report(
         typer.echo(f"Registered as version {version}, {'champion' if promoted else 'challenger'}")
     if out is not None:
         typer.echo(f"Model and figures are in {out}")
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    """A bar on stderr, where that is a terminal."""
-    from rich.console import Console
-    from rich.progress import Progress as Bar
-
-    console = Console(stderr=True)
-    with Bar(console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task("training", total=1.0)
-        yield lambda step, share: bar.update(task, description=step, completed=share)

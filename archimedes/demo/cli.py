@@ -9,7 +9,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from archimedes.progress import progress_bar
+from models.terminal import progress_bar
 
 
 def demo(
@@ -48,7 +48,7 @@ def demo(
     read = read_trace(trace) if trace is not None else generated(nodes, hours, seed)
     world = build_world(read, hours, nodes if trace is not None else None, seed)
     folder = out / datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
-    with progress_bar() as step:
+    with progress_bar("starting") as step:
         outcome = run(world, folder, step)
     summary, found = summarise(outcome)
     lines = rows(outcome, summary, found)

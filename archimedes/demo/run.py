@@ -14,7 +14,6 @@ import uvloop
 from archimedes.demo.drive import Drive, SimulatedClock, cluster_of, usage_of
 from archimedes.demo.scheduler import Scheduler
 from archimedes.demo.world import World
-from archimedes.progress import Step
 from extender.app import Parts, Server, listening
 from extender.champion import ChampionSource
 from extender.forecasting import ThreadForecasting
@@ -25,6 +24,7 @@ from models.errors import ArchimedesError
 from models.model import Model
 from models.policy import Policy
 from models.registry import Registry
+from models.terminal import Step
 from models.trace import Trace, digest, usage_grid
 from models.usage_source import PrometheusSettings
 from models.versions import FORECASTER_TAG, TARGET_TAG, TRACE_TAG

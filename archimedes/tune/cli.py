@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from archimedes.progress import progress_bar
-from models.cli import Json, TrackingUri, prepared
 from models.errors import SettingsError
 from models.store import DEFAULT_TRACKING_URI
-from shadow.cli import (
+from models.terminal import Json, TrackingUri, prepared, progress_bar
+from shadow.cli_options import (
     DEFAULT_MODEL,
     Blur,
     Evict,
@@ -118,7 +117,15 @@ def tune(
 ) -> None:
     """Search the policy that reclaims most at a violation budget, judged on later days."""
     options = replay_options(
-        None, nodes, node_cpu, seed, offline_load, refresh_minutes, blur, nodes_to_score, evict
+        hours=None,
+        nodes=nodes,
+        node_cpu=node_cpu,
+        seed=seed,
+        offline_load=offline_load,
+        refresh_minutes=refresh_minutes,
+        blur=blur,
+        nodes_to_score=nodes_to_score,
+        evict=evict,
     )
     from archimedes.tune import report
     from archimedes.tune import run as tuning
@@ -146,7 +153,7 @@ def tune(
         judged=judged,
         study=study,
     )
-    with progress_bar() as step:
+    with progress_bar("searching") as step:
         outcome = tuning.tune(task, step)
     tuned = outcome.tuned
     try:

@@ -8,7 +8,6 @@ from tempfile import TemporaryDirectory
 
 import msgspec
 
-from archimedes.progress import Step
 from archimedes.tune.arena import Arena, build_arena
 from models.artifact import save_model
 from models.errors import SettingsError, TraceError
@@ -16,6 +15,7 @@ from models.grid import WINDOW
 from models.model import Model
 from models.policy import Policy
 from models.registry import Registry
+from models.terminal import Step
 from models.trace import Trace, digest, known_at, usage_grid
 from models.trace_validation import LONGEST_DAYS
 from models.versions import FORECASTER_TAG, REVISION_TAG, TARGET_TAG, TRACE_TAG, DataSource
