@@ -6,6 +6,7 @@ import getpass
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,6 +14,7 @@ import typer
 if TYPE_CHECKING:
     from models.registry import Registry
 
+TraceDir = Annotated[Path, typer.Option("--trace", help="Folder of the trace.")]
 TrackingUri = Annotated[
     str,
     typer.Option(

@@ -11,7 +11,7 @@ import msgspec
 import typer
 
 from models.store import DEFAULT_TRACKING_URI
-from models.terminal import prepared, progress_bar
+from models.terminal import TraceDir, prepared, progress_bar
 from shadow.cli_extract import extract
 from shadow.cli_follow import follow
 from shadow.cli_options import (
@@ -25,7 +25,6 @@ from shadow.cli_options import (
     NodesToScore,
     OfflineLoad,
     Refresh,
-    TraceDir,
     read_policy,
     replay_options,
 )

@@ -32,43 +32,44 @@ POLL_SECONDS = 10.0
 
 log = structlog.get_logger()
 
+Prometheus = Annotated[str, typer.Option("--prometheus", help="Prometheus' address.")]
+TokenFile = Annotated[
+    str, typer.Option("--prometheus-token-file", help="File with a bearer token.")
+]
+CaFile = Annotated[
+    str, typer.Option("--prometheus-ca-file", help="File with its authority's certificates.")
+]
+Query = Annotated[
+    str,
+    typer.Option("--prometheus-query", help="PromQL of the pods' cores, as prometheus.query."),
+]
+ClusterLabel = Annotated[
+    list[str] | None,
+    typer.Option("--cluster-label", help="NAME=VALUE that selects this cluster; repeatable."),
+]
+Ref = Annotated[str, typer.Option("--challenger", help="REF: an alias is followed as it moves.")]
+State = Annotated[
+    Path, typer.Option("--state", help="File that remembers how far it is, and the sums.")
+]
+TrackingUri = Annotated[
+    str, typer.Option("--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="MLflow's address.")
+]
+Once = Annotated[bool, typer.Option("--once", help="Do what can be done now, then stop.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")]
+
 
 def follow(
     decisions: Decisions,
-    prometheus: Annotated[str, typer.Option("--prometheus", help="Prometheus' address.")],
-    token_file: Annotated[
-        str, typer.Option("--prometheus-token-file", help="File with a bearer token.")
-    ] = "",
-    ca_file: Annotated[
-        str, typer.Option("--prometheus-ca-file", help="File with its authority's certificates.")
-    ] = "",
-    query: Annotated[
-        str,
-        typer.Option(
-            "--prometheus-query",
-            help="PromQL of the pods' cores, as prometheus.query.",
-        ),
-    ] = "",
-    cluster_label: Annotated[
-        list[str] | None,
-        typer.Option("--cluster-label", help="NAME=VALUE that selects this cluster; repeatable."),
-    ] = None,
-    challenger: Annotated[
-        str, typer.Option("--challenger", help="REF: an alias is followed as it moves.")
-    ] = "challenger",
-    state: Annotated[
-        Path, typer.Option("--state", help="File that remembers how far it is, and the sums.")
-    ] = Path("shadow.state"),
-    tracking_uri: Annotated[
-        str,
-        typer.Option("--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="MLflow's address."),
-    ] = DEFAULT_TRACKING_URI,
-    once: Annotated[
-        bool, typer.Option("--once", help="Do what can be done now, then stop.")
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the figures as one JSON object.")
-    ] = False,
+    prometheus: Prometheus,
+    token_file: TokenFile = "",
+    ca_file: CaFile = "",
+    query: Query = "",
+    cluster_label: ClusterLabel = None,
+    challenger: Ref = "challenger",
+    state: State = Path("shadow.state"),
+    tracking_uri: TrackingUri = DEFAULT_TRACKING_URI,
+    once: Once = False,
+    as_json: Json = False,
 ) -> None:
     """Score each logged decision with the challenger, and judge both by what really happened."""
     from models.registry import Registry

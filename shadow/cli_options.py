@@ -28,7 +28,6 @@ Decisions = Annotated[
     Path,
     typer.Option("--decisions", callback=_existing, help="The extender's decision log."),
 ]
-TraceDir = Annotated[Path, typer.Option("--trace", help="Folder of the trace.")]
 Nodes = Annotated[
     int | None, typer.Option("--nodes", help="So many equal nodes instead of the trace's own.")
 ]

@@ -8,7 +8,7 @@ from trainer.cli_evaluate import evaluate
 from trainer.cli_import import app as import_app
 from trainer.cli_train import train
 
-app = typer.Typer(no_args_is_help=True, help="Import traces, train, evaluate.")
+app = typer.Typer(no_args_is_help=True, help="Import traces, train, evaluate, tune.")
 app.add_typer(import_app, name="import")
 app.command("train", epilog="Example: archimedes trainer train --trace traces/azure --register")(
     train

@@ -12,7 +12,7 @@ import typer
 
 from models.errors import SettingsError, TraceError
 from models.store import DEFAULT_TRACKING_URI
-from models.terminal import Json, TrackingUri, prepared, progress_bar
+from models.terminal import Json, TraceDir, TrackingUri, prepared, progress_bar
 
 if TYPE_CHECKING:
     from models.arrays import Ints
@@ -24,25 +24,31 @@ if TYPE_CHECKING:
     from trainer.backtest import Fit
     from trainer.report import Evaluation
 
+ModelRef = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="A model's folder, a registered version or an alias; default: fit one per seed.",
+    ),
+]
+Seeds = Annotated[
+    int, typer.Option("--seeds", min=1, help="Random splits and machines; more take longer.")
+]
+Horizons = Annotated[
+    list[int] | None,
+    typer.Option("--horizon", help="Hours to judge, repeatable; default 1, 6 and 24."),
+]
+Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads of LightGBM.")]
+Log = Annotated[bool, typer.Option("--log", help="Log the result to MLflow.")]
+
 
 def evaluate(
-    trace: Annotated[Path, typer.Option("--trace", help="Folder of the trace.")],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            help="A model's folder, a registered version or an alias; default: fit one per seed.",
-        ),
-    ] = None,
-    seeds: Annotated[
-        int, typer.Option("--seeds", min=1, help="Random splits and machines; more take longer.")
-    ] = 3,
-    horizon: Annotated[
-        list[int] | None,
-        typer.Option("--horizon", help="Hours to judge, repeatable; default 1, 6 and 24."),
-    ] = None,
-    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of LightGBM.")] = 2,
-    log: Annotated[bool, typer.Option("--log", help="Log the result to MLflow.")] = False,
+    trace: TraceDir,
+    model: ModelRef = None,
+    seeds: Seeds = 3,
+    horizon: Horizons = None,
+    threads: Threads = 2,
+    log: Log = False,
     tracking_uri: TrackingUri = DEFAULT_TRACKING_URI,
     as_json: Json = False,
 ) -> None:

@@ -28,12 +28,78 @@ TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%SZ"
 
 Source = Annotated[Path, typer.Argument(help="Folder with the source's files, searched through.")]
 Out = Annotated[Path, typer.Argument(help="Folder of the trace to write.")]
+Limit = Annotated[int, typer.Option(min=0, help="At most so many machines, a sample; 0 for all.")]
 MinDays = Annotated[
     float, typer.Option(min=0, help="Leave out machines that lived for fewer days.")
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the sample that --limit takes.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace a trace that stands at OUT.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print what was written as one JSON object.")]
+FirstDay = Annotated[
+    datetime,
+    typer.Option(
+        formats=["%Y-%m-%d"],
+        show_default="2017-01-02",
+        help="Day (UTC) that second 0 stands for; the publisher does not tell it.",
+    ),
+]
+Url = Annotated[
+    str, typer.Option("--prometheus", help="Address of the Prometheus-compatible server.")
+]
+Start = Annotated[datetime, typer.Option(formats=TIMES, help="From when on (UTC).")]
+End = Annotated[
+    datetime | None, typer.Option(formats=TIMES, show_default="now", help="Until when (UTC).")
+]
+Kubeconfig = Annotated[
+    str,
+    typer.Option(
+        show_default="service account, $KUBECONFIG, ~/.kube/config",
+        help="Kubeconfig of the cluster whose pods and nodes are read.",
+    ),
+]
+ClusterLabel = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=VALUE",
+        show_default="none",
+        help="Label that selects this cluster's series; may be given again.",
+    ),
+]
+Query = Annotated[
+    str,
+    typer.Option(
+        show_default="rate of container_cpu_usage_seconds_total",
+        help="PromQL that returns cores by namespace and pod.",
+    ),
+]
+NodeCpuQuery = Annotated[
+    str,
+    typer.Option(
+        show_default="kube_node_status_allocatable, else machine_cpu_cores",
+        help="PromQL that returns the cores of nodes by node, for those that are gone.",
+    ),
+]
+NodeMemoryQuery = Annotated[
+    str,
+    typer.Option(
+        show_default="kube_node_status_allocatable, else machine_memory_bytes",
+        help="PromQL that returns their memory in bytes by node.",
+    ),
+]
+TokenFile = Annotated[
+    str, typer.Option(show_default="none", help="File with a bearer token for Prometheus.")
+]
+CaFile = Annotated[
+    str,
+    typer.Option(
+        show_default="the system's", help="File with the authority of Prometheus' certificate."
+    ),
+]
+Timeout = Annotated[float, typer.Option(min=1, max=600, help="Seconds that one query may take.")]
+Resource = Annotated[
+    str, typer.Option(help="Name of the reclaimed resource, for which offline pods ask.")
+]
+CpuMax = Annotated[bool, typer.Option("--cpu-max", help="Read each window's highest minutes too.")]
 
 
 @app.command(
@@ -43,19 +109,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print what was written as 
 def azure_v1(
     source: Source,
     out: Out,
-    limit: Annotated[
-        int, typer.Option(min=0, help="At most so many machines, a sample; 0 for all.")
-    ] = 1000,
+    limit: Limit = 1000,
     min_days: MinDays = 0.0,
     seed: Seed = 0,
-    start: Annotated[
-        datetime,
-        typer.Option(
-            formats=["%Y-%m-%d"],
-            show_default="2017-01-02",
-            help="Day (UTC) that second 0 stands for; the publisher does not tell it.",
-        ),
-    ] = datetime(2017, 1, 2),  # noqa: DTZ001 - typer parses days without a zone
+    start: FirstDay = datetime(2017, 1, 2),  # noqa: DTZ001 - typer parses days without a zone
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
@@ -84,9 +141,7 @@ def azure_v1(
 def bitbrains(
     source: Source,
     out: Out,
-    limit: Annotated[
-        int, typer.Option(min=0, help="At most so many machines, a sample; 0 for all.")
-    ] = 0,
+    limit: Limit = 0,
     min_days: MinDays = 0.0,
     seed: Seed = 0,
     force: Force = False,
@@ -116,68 +171,19 @@ def bitbrains(
 )
 def prometheus(
     out: Out,
-    url: Annotated[
-        str, typer.Option("--prometheus", help="Address of the Prometheus-compatible server.")
-    ],
-    start: Annotated[datetime, typer.Option(formats=TIMES, help="From when on (UTC).")],
-    end: Annotated[
-        datetime | None,
-        typer.Option(formats=TIMES, show_default="now", help="Until when (UTC)."),
-    ] = None,
-    kubeconfig: Annotated[
-        str,
-        typer.Option(
-            show_default="service account, $KUBECONFIG, ~/.kube/config",
-            help="Kubeconfig of the cluster whose pods and nodes are read.",
-        ),
-    ] = "",
-    cluster_label: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=VALUE",
-            show_default="none",
-            help="Label that selects this cluster's series; may be given again.",
-        ),
-    ] = None,
-    query: Annotated[
-        str,
-        typer.Option(
-            show_default="rate of container_cpu_usage_seconds_total",
-            help="PromQL that returns cores by namespace and pod.",
-        ),
-    ] = "",
-    node_cpu_query: Annotated[
-        str,
-        typer.Option(
-            show_default="kube_node_status_allocatable, else machine_cpu_cores",
-            help="PromQL that returns the cores of nodes by node, for those that are gone.",
-        ),
-    ] = "",
-    node_memory_query: Annotated[
-        str,
-        typer.Option(
-            show_default="kube_node_status_allocatable, else machine_memory_bytes",
-            help="PromQL that returns their memory in bytes by node.",
-        ),
-    ] = "",
-    token_file: Annotated[
-        str, typer.Option(show_default="none", help="File with a bearer token for Prometheus.")
-    ] = "",
-    ca_file: Annotated[
-        str,
-        typer.Option(
-            show_default="the system's", help="File with the authority of Prometheus' certificate."
-        ),
-    ] = "",
-    timeout: Annotated[
-        float, typer.Option(min=1, max=600, help="Seconds that one query may take.")
-    ] = 60.0,
-    resource: Annotated[
-        str, typer.Option(help="Name of the reclaimed resource, for which offline pods ask.")
-    ] = RECLAIMED,
-    cpu_max: Annotated[
-        bool, typer.Option("--cpu-max", help="Read each window's highest minutes too.")
-    ] = False,
+    url: Url,
+    start: Start,
+    end: End = None,
+    kubeconfig: Kubeconfig = "",
+    cluster_label: ClusterLabel = None,
+    query: Query = "",
+    node_cpu_query: NodeCpuQuery = "",
+    node_memory_query: NodeMemoryQuery = "",
+    token_file: TokenFile = "",
+    ca_file: CaFile = "",
+    timeout: Timeout = 60.0,
+    resource: Resource = RECLAIMED,
+    cpu_max: CpuMax = False,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:

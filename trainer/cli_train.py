@@ -13,38 +13,44 @@ import typer
 from models.errors import SettingsError
 from models.policy import TARGETS, Policy
 from models.store import DEFAULT_TRACKING_URI
-from models.terminal import Json, TrackingUri, progress_bar, user
+from models.terminal import Json, TraceDir, TrackingUri, progress_bar, user
 from models.versions import metric_lines
 
 if TYPE_CHECKING:
     from models.model import Model
 
+DEFAULT_TARGET = Policy().target
+
+Register = Annotated[
+    bool, typer.Option("--register/--no-register", help="Register the model as the challenger.")
+]
+Out = Annotated[
+    Path | None, typer.Option("--out", help="New folder for the model and its figures.")
+]
+PromoteFirst = Annotated[
+    bool, typer.Option("--promote-first", help="Make it the champion where there is none yet.")
+]
+Target = Annotated[
+    float,
+    typer.Option(
+        "--target",
+        min=TARGETS[0],
+        max=TARGETS[-1],
+        help="Accepted probability that a node's peak exceeds its forecast.",
+    ),
+]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Same seed, same model.")]
+Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads of LightGBM.")]
+
 
 def train(
-    trace: Annotated[Path, typer.Option("--trace", help="Folder of the trace.")],
-    register: Annotated[
-        bool,
-        typer.Option("--register/--no-register", help="Register the model as the challenger."),
-    ] = False,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", help="New folder for the model and its figures."),
-    ] = None,
-    promote_first: Annotated[
-        bool,
-        typer.Option("--promote-first", help="Make it the champion where there is none yet."),
-    ] = False,
-    target: Annotated[
-        float,
-        typer.Option(
-            "--target",
-            min=TARGETS[0],
-            max=TARGETS[-1],
-            help="Accepted probability that a node's peak exceeds its forecast.",
-        ),
-    ] = Policy().target,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Same seed, same model.")] = 0,
-    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of LightGBM.")] = 2,
+    trace: TraceDir,
+    register: Register = False,
+    out: Out = None,
+    promote_first: PromoteFirst = False,
+    target: Target = DEFAULT_TARGET,
+    seed: Seed = 0,
+    threads: Threads = 2,
     tracking_uri: TrackingUri = DEFAULT_TRACKING_URI,
     as_json: Json = False,
 ) -> None:

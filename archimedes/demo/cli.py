@@ -11,26 +11,26 @@ import typer
 
 from models.terminal import progress_bar
 
+TraceDir = Annotated[
+    Path | None, typer.Option("--trace", help="Folder of a trace. Default: a generated cluster.")
+]
+Nodes = Annotated[
+    int | None,
+    typer.Option("--nodes", min=1, help="So many equal nodes. Default: the trace's, or 50."),
+]
+Hours = Annotated[float, typer.Option("--hours", min=2, max=240, help="Simulated hours to serve.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Of all that is random.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder that gets a new folder for this run.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the table.")]
+
 
 def demo(
-    trace: Annotated[
-        Path | None,
-        typer.Option("--trace", help="Folder of a trace. Default: a generated cluster."),
-    ] = None,
-    nodes: Annotated[
-        int | None,
-        typer.Option("--nodes", min=1, help="So many equal nodes. Default: the trace's, or 50."),
-    ] = None,
-    hours: Annotated[
-        float, typer.Option("--hours", min=2, max=240, help="Simulated hours to serve.")
-    ] = 24.0,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of all that is random.")] = 0,
-    out: Annotated[
-        Path, typer.Option("--out", help="Folder that gets a new folder for this run.")
-    ] = Path("demo-output"),
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object instead of the table.")
-    ] = False,
+    trace: TraceDir = None,
+    nodes: Nodes = None,
+    hours: Hours = 24.0,
+    seed: Seed = 0,
+    out: Out = Path("demo-output"),
+    as_json: Json = False,
 ) -> None:
     """Show the whole loop without a cluster: train, serve, decide, compare, promote, swap.
 
