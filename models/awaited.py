@@ -15,10 +15,17 @@ from models.calibration import score
 from models.forecaster import Prediction
 from models.grid import WINDOW
 from models.history import History
-from models.truth import MIN_OBSERVED, STEP, begun, highest_known, sum_known
-
-LATE = 2
-"""Windows for which usage is awaited before it counts as unobserved: collectors deliver late."""
+from models.truth import (
+    LATE,
+    MIN_OBSERVED,
+    STEP,
+    assume,
+    begun,
+    highest_known,
+    silent,
+    sum_known,
+    watched,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +134,7 @@ class Awaited:
         if not self._decisions or count <= 0:
             return []
         first = max(width - LATE - count, 0)  # what a short history lacks stays unknown
-        usage = begun(history.usage, first, width - LATE)
+        usage = _counted(history, first, width - LATE)
         starts = settled - WINDOW * np.arange(usage.shape[1], 0, -1)
         totals = {
             id(members): sum_known(usage, members.pod, members.node, members.nodes)
@@ -255,6 +262,14 @@ class Awaited:
             if same and np.array_equal(last.node, history.node):
                 return last
         return _Members(history.pod, history.node, history.nodes)
+
+
+def _counted(history: History, first: int, stop: int) -> Floats32:
+    """What pods count with in the windows [first, stop) of a history, NaN where not known."""
+    found = begun(history.usage, first, stop)
+    observed = watched(history.usage[:, first:stop], history.pod, history.node, history.nodes)
+    assume(found, silent(history.usage)[:, first:stop] & observed, history.usage)
+    return found
 
 
 def _names(pods: Sequence[str]) -> NDArray[np.object_]:

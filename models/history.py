@@ -9,6 +9,7 @@ from scipy import sparse
 
 from models.arrays import Bools, Floats, Floats32, Ints
 from models.grid import WEEK, WINDOW, UsageGrid
+from models.truth import own_mean, silent
 
 MIN_SAMPLES = 24
 """A pod with fewer observed windows (2 h) counts with its request everywhere."""
@@ -34,7 +35,8 @@ class History:
         seasoned: [P] whether the pod has MIN_SAMPLES observed windows.
         aggregate: [N, W] cores, summed over the node's seasoned pods and aligned by recency. NaN
             where a pod that had started was not observed; windows from before a pod's first
-            sample count with that pod's own mean.
+            sample count with that pod's own mean. So do those of a pod that has gone silent, where
+            another one of the node was observed: it must not hide what the others use.
         unknown: [N] cores: requests of the pods that are not seasoned.
     """
 
@@ -89,27 +91,30 @@ def build_history(
         shape=(len(limit), len(request)),
     )
     aggregate = np.zeros((len(limit), usage.shape[1]), np.float32)
-    gaps = np.zeros(aggregate.shape, np.bool_)
+    gaps, quiet, seen = (np.zeros(aggregate.shape, np.bool_) for _ in range(3))
     for first in range(0, len(usage), _PODS_AT_ONCE):
         some = slice(first, first + _PODS_AT_ONCE)
-        filled, missing = _filled(usage[some])
+        filled, missing, assumed = _filled(usage[some])
         aggregate += members[:, some] @ filled
         gaps |= members[:, some] @ missing.astype(np.float32) > 0
-    aggregate[gaps] = np.nan
+        quiet |= members[:, some] @ assumed.astype(np.float32) > 0
+        seen |= members[:, some] @ (~np.isnan(usage[some])).astype(np.float32) > 0
+    aggregate[gaps | (quiet & ~seen)] = np.nan
     unknown = np.bincount(node[~kept], weights=request[pod[~kept]], minlength=len(limit))
     return History(
         time, usage, request, pod, node, limit, seasoned, aggregate, unknown.astype(np.float64)
     )
 
 
-def _filled(usage: Floats32) -> tuple[Floats32, Bools]:
-    """Usage with the pod's own mean before its first sample and 0 in gaps; and those gaps."""
-    observed = ~np.isnan(usage)
-    totals = np.where(observed, usage, np.float32(0)).sum(axis=1, dtype=np.float64)
-    mean = totals / np.maximum(np.count_nonzero(observed, axis=1), 1)
+def _filled(usage: Floats32) -> tuple[Floats32, Bools, Bools]:
+    """Usage with the pod's own mean where it has not begun or is silent, and 0 in gaps.
+
+    Also those gaps, and where it is silent.
+    """
+    observed, quiet = ~np.isnan(usage), silent(usage)
     unborn = ~np.logical_or.accumulate(observed, axis=1)
-    filled = np.where(observed, usage, np.where(unborn, mean[:, None].astype(np.float32), 0))
-    return filled.astype(np.float32), ~observed & ~unborn
+    assumed = np.where(unborn | quiet, own_mean(usage)[:, None], np.float32(0))
+    return np.where(observed, usage, assumed), ~observed & ~unborn & ~quiet, quiet
 
 
 def history_at(

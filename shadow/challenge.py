@@ -11,12 +11,11 @@ from msgspec import structs
 from extender.recording import Recorded, Refresh
 from extender.snapshot import Reason, Snapshot
 from models.arrays import Floats, Floats32, Ints
-from models.awaited import LATE
 from models.grid import WINDOW
 from models.policy import HORIZONS, Policy
 from models.reclaim import reclaimable_millicpu
 from models.rolling import Forecast
-from models.truth import MIN_OBSERVED, highest_known, sum_known
+from models.truth import LATE, MIN_OBSERVED, assume, highest_known, sum_known, watched
 from models.usage_store import UsageStore
 from shadow.live_state import Choice, Side, Versions
 
@@ -108,6 +107,7 @@ def real_peaks(
 
     A pod that has ended meanwhile uses nothing from its last window on. One has ended that is no
     longer listed and was not observed where others were: an outage of the monitoring ends nobody.
+    One that is listed and silent counts with its mean, as in recalibration.
 
     Args:
         store: knows the horizon's windows.
@@ -117,14 +117,17 @@ def real_peaks(
     """
     begin = int(time) // WINDOW * WINDOW
     end = begin + hours * 3600
-    usage = store.take(pods, end)[:, -(hours * 3600 // WINDOW) :]
-    starts = begin + WINDOW * np.arange(usage.shape[1])
+    past = store.take(pods, end)
+    observed = past[:, -(hours * 3600 // WINDOW) :]
+    starts = begin + WINDOW * np.arange(observed.shape[1])
     newest = store.newest(pods)
-    listed = np.array([pod in here for pod in pods], bool)
-    ended = (newest < store.fresh - LATE * WINDOW) & ~listed
-    after = starts[None, :] >= newest[:, None]
-    usage = np.where(np.isnan(usage) & after & ended[:, None], np.float32(0), usage)
-    total = sum_known(usage, np.arange(len(pods)), node, nodes)
+    listed = np.array([pod in here for pod in pods], bool)[:, None]
+    late = (newest < store.fresh - LATE * WINDOW)[:, None]
+    after = np.isnan(observed) & (starts >= newest[:, None]) & late
+    usage = np.where(after & ~listed, np.float32(0), observed)
+    index = np.arange(len(pods))
+    assume(usage, after & listed & watched(observed, index, node, nodes), past)
+    total = sum_known(usage, index, node, nodes)
     peak, known = highest_known(total)
     return np.where(known >= MIN_OBSERVED * usage.shape[1], peak, np.nan)
 

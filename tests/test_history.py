@@ -10,22 +10,26 @@ from hypothesis import strategies as st
 from models.arrays import Floats, Floats32, Ints
 from models.grid import WINDOW, UsageGrid
 from models.history import MIN_SAMPLES, History, build_history, history_at
+from models.truth import LATE
 
 NAN = np.nan
 
 
 def slow_aggregate(usage: Floats32, pod: Ints, node: Ints, nodes: int) -> Floats:
     """The definition, pod by pod and window by window."""
-    aggregate = np.zeros((nodes, usage.shape[1]))
-    for p, n in zip(pod, node, strict=True):
-        seen = [w for w in range(usage.shape[1]) if not np.isnan(usage[p, w])]
-        if len(seen) < MIN_SAMPLES:
-            continue
+    windows = usage.shape[1]
+    aggregate = np.zeros((nodes, windows))
+    samples = [[w for w in range(windows) if not np.isnan(row[w])] for row in usage]
+    edges = [(p, n) for p, n in zip(pod, node, strict=True) if len(samples[p]) >= MIN_SAMPLES]
+    for p, n in edges:
+        seen = samples[p]
         mean = sum(float(usage[p, w]) for w in seen) / len(seen)
-        for w in range(usage.shape[1]):
+        is_silent = windows - 1 - seen[-1] > LATE
+        for w in range(windows):
+            watched = any(w in samples[other] for other, there in edges if there == n)
             if w in seen:
                 aggregate[n, w] += float(usage[p, w])
-            elif w < seen[0]:
+            elif w < seen[0] or (w > seen[-1] and is_silent and watched):
                 aggregate[n, w] += mean
             else:
                 aggregate[n, w] = NAN
@@ -40,6 +44,7 @@ def test_aggregate_equals_the_slow_version(seed: int, pods: int, nodes: int) -> 
     usage[rng.random(usage.shape) < 0.02] = NAN
     for row in usage:
         row[: rng.integers(0, 40)] = NAN
+        row[40 - rng.integers(0, 8) * rng.integers(0, 2) :] = NAN
     pod = rng.permutation(np.repeat(np.arange(pods), 2))
     node = rng.integers(0, nodes, len(pod))
     edges = np.unique(np.stack([pod, node], axis=1), axis=0)
@@ -65,6 +70,30 @@ def test_a_young_pod_counts_with_its_request() -> None:
     history = small_history(usage, [2.0, 3.0])
     assert history.unknown.tolist() == [0.0]
     np.testing.assert_allclose(history.aggregate[0], 1.0)
+
+
+def test_a_pod_that_is_observed_no_longer_hides_nothing_of_what_the_others_use() -> None:
+    usage = np.array([[0.5] * 40, [0.25, 0.75] * 20], np.float32)
+    usage[0, 30:] = 3.0
+    usage[1, 30:] = NAN
+    np.testing.assert_allclose(small_history(usage, [4.0, 1.0]).aggregate[0, 30:], 3.5)
+    usage[0, 34:36] = NAN  # nothing was observed on the node: that says nothing about its usage
+    found = small_history(usage, [4.0, 1.0]).aggregate[0]
+    np.testing.assert_allclose(found[30:], [3.5] * 4 + [NAN] * 2 + [3.5] * 4)
+
+
+@pytest.mark.parametrize(("missing", "known"), [(1, 0), (LATE, 0), (LATE + 1, LATE + 1)])
+def test_what_may_only_be_late_is_awaited(missing: int, known: int) -> None:
+    usage = np.full((2, 40), 0.5, np.float32)
+    usage[1, 40 - missing :] = NAN
+    found = small_history(usage, [4.0, 1.0]).aggregate[0, 40 - missing :]
+    assert np.isfinite(found).sum() == known
+
+
+def test_a_gap_between_samples_is_a_gap() -> None:
+    usage = np.full((2, 40), 0.5, np.float32)
+    usage[1, 30:39] = NAN
+    assert np.isnan(small_history(usage, [4.0, 1.0]).aggregate[0, 30:39]).all()
 
 
 def test_sum_pods_leaves_young_pods_out() -> None:

@@ -83,6 +83,18 @@ def test_groups_learn_together(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (fresh.forecast != expected.forecast).any()  # there was something to learn
 
 
+def test_a_pod_that_crashes_again_and_again_hides_nothing_of_what_its_node_uses() -> None:
+    """It yields no rate, and its neighbours keep the node fresh."""
+    store, champion = used(hours=24), Champion(shipped(classical("trailing-max-24h")))
+    before = champion.outlook(NODES, ALLOCATABLE, PODS, store)
+    others, end = [pod.key for pod in PODS if pod.key != "default/p0"], int(store.time)
+    store.write(UsageBlock(end, others, np.full((23, 12), 1.5, np.float32)), frozenset(KEYS))
+    after = champion.outlook(NODES, ALLOCATABLE, PODS, store)
+    assert after.newest[0] == after.usage_end
+    # Its limit of 4: that is what the four pods of node 0 request
+    assert before.forecast.forecast[0, 0] < after.forecast.forecast[0, 0]
+
+
 def test_usage_taken_up_to_another_time_is_the_same_usage() -> None:
     store = used()
     now = store.take(KEYS)

@@ -133,23 +133,35 @@ def test_what_was_not_observed_is_a_gap_only_after_a_first_sample() -> None:
     np.testing.assert_array_equal(begun(usage, 2, 6), expected)
 
 
-@pytest.mark.parametrize(("observed", "resolved"), [("never", 9), ("no longer", 0)])
-def test_a_pod_that_never_ran_hides_nobody_but_one_that_is_lost_does(
-    observed: str, resolved: int
+@pytest.mark.parametrize(
+    ("lost", "observed", "resolved"),
+    [
+        ([1], "never", 9),
+        ([1], "no longer", 9),
+        ([0, 1], "no longer", 0),  # an outage of the node's monitoring, but not of everybody's
+        ([1], "in between", 0),
+    ],
+)
+def test_a_pod_that_is_not_observed_hides_nobody_but_an_outage_does(
+    lost: list[int], observed: str, resolved: int
 ) -> None:
     """Of twelve half hours, the last three have not resolved 1 h at the last one."""
     awaited = Awaited((1,))
-    found = 0
+    found = []
     for number in range(12):
-        both = history(NOW + number * STEP, [1.0, 1.0])
+        both = history(NOW + number * STEP, [1.0, 1.0, 1.0])
         usage = both.usage.copy()
-        usage[1, -6 * number - 1 if observed == "no longer" else 0 :] = np.nan
-        past = build_history(both.time, usage, both.request, both.pod, both.node * 0, both.limit)
-        scores = [each.scores[0] for each in awaited.learn(past, names(2))]
-        found += int(np.isfinite(scores).sum())
-        said = np.ones((2, 1))
-        awaited.remember(past, Prediction(said, said, np.ones(2)))
-    assert found == resolved
+        usage[lost, -6 * number - 1 if observed != "never" else 0 :] = np.nan
+        usage[lost, -1] = 1.0 if observed == "in between" else np.nan
+        node = np.array([0, 0, 1])
+        past = build_history(both.time, usage, both.request, both.pod, node, both.limit)
+        scores = [each.scores[0] for each in awaited.learn(past, names(3))]
+        found += [score for score in scores if np.isfinite(score)]
+        said = np.ones((3, 1))
+        awaited.remember(past, Prediction(said, said, np.ones(3)))
+    # Each uses a core, observed or not, of which one was forecast. What never ran uses none, and
+    # counted with the 4 that it requests.
+    assert found == [-4.0 if observed == "never" else 1.0] * resolved
 
 
 def test_what_has_not_resolved_changes_nothing() -> None:

@@ -76,6 +76,11 @@ def used(observed: dict[str, float]) -> UsageStore:
     return store
 
 
+def test_a_pod_that_is_observed_no_longer_hides_nothing_of_what_the_others_use() -> None:
+    peaks = real_peaks(used({"default/b": 3.0}), PODS, PODS, np.zeros(2, int), 1, BEGIN, 1)
+    np.testing.assert_array_equal(peaks, [5.0])  # 3 observed, and the 2 of the day before
+
+
 @pytest.mark.parametrize(
     ("observed", "here", "expected"),
     [
