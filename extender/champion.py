@@ -46,6 +46,15 @@ class _Served:
     digest: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Refused:
+    """A champion that could not serve, why, and when (seconds since the epoch) to try it again."""
+
+    sight: Sight
+    reason: str
+    retry_at: float
+
+
 class ChampionSource:
     """Finds, fetches and loads the champion; keeps what serves when that fails.
 
@@ -86,8 +95,7 @@ class ChampionSource:
         )
         self._served: _Served | None = None
         self._seen: Sight | None = None
-        self._refused: Sight | None = None
-        self._retry_at = 0.0
+        self._refused: _Refused | None = None
         self._status = ModelStatus("none", "", "nothing was loaded yet")
 
     @property
@@ -96,7 +104,12 @@ class ChampionSource:
         return self._status
 
     async def initial(self) -> tuple[Model | None, ModelStatus]:
-        """The model to start with: champion, previous, a copy on disk, classical, or None."""
+        """The model to start with: champion, previous, a copy on disk, classical, or None.
+
+        Asked for again, as after a crash of what installs models, it begins anew: whether the model
+        that was handed out then ever served is not known here.
+        """
+        self._served = self._seen = None
         reasons: list[str] = []
         model = await self._from_registry(reasons) or await self._from_disk(reasons)
         if model is None and self._fallback is not None:
@@ -115,7 +128,9 @@ class ChampionSource:
             if sight == self._seen:
                 self._status = replace(self._status, reason="")
                 return None
-            if sight == self._refused and self._clock() < self._retry_at:
+            refused = self._refused
+            if refused and sight == refused.sight and self._clock() < refused.retry_at:
+                self._status = replace(self._status, reason=refused.reason)
                 return None
             model = await self._take("champion", sight)
         except ArchimedesError as e:
@@ -162,9 +177,9 @@ class ChampionSource:
         """
         try:
             model = await self._load(await self._client.fetch(alias, sight))
-        except ArchimedesError:
+        except ArchimedesError as e:
             if alias == "champion":
-                self._refused, self._retry_at = sight, self._clock() + self._retry_seconds
+                self._refused = _Refused(sight, str(e), self._clock() + self._retry_seconds)
             raise
         if alias == "champion":
             self._seen, self._refused = sight, None

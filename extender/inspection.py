@@ -12,7 +12,7 @@ from extender.arithmetic import Arithmetic, arithmetic
 from extender.decide import Ask, explain
 from extender.ledger import Entry, Stage
 from extender.snapshot import Reason, Snapshot
-from extender.state import State
+from extender.state import NO_MODEL, State
 from extender.telemetry import Telemetry
 from models.arrays import Ints
 from models.policy import HORIZONS, Policy
@@ -144,7 +144,7 @@ def health(state: State, status: ModelStatus, now: float) -> Health:
         f"[{'-' if state.draining else '+'}] not draining",
         *(f"[ ] {name}: {count}" for name, count in state.counts.items()),
         f"[ ] API server last heard: {f'{silence:.0f} s ago' if silence < math.inf else 'never'}",
-        f"[ ] model: {state.model_version} ({status.source})",
+        *_models(state.model_version, status),
         *([f"[ ] {_doubt(status)}: {status.reason}"] if status.reason else []),
         *(f"[ ] nodes blocked, {reason}: {count}" for reason, count in blocked.items() if count),
         f"[ ] resource locks that are not over: {sum(now < lock.end for lock in state.locks)}",
@@ -152,6 +152,17 @@ def health(state: State, status: ModelStatus, now: float) -> Health:
         "ready" if ready else "not ready",
     ]
     return Health(ready, "\n".join(lines) + "\n")
+
+
+def _models(serving: str, status: ModelStatus) -> list[str]:
+    """What serves, and what shall as soon as a forecast was made with it."""
+    chosen = status.version or NO_MODEL
+    if serving == chosen:
+        return [f"[ ] model: {serving} ({status.source})"]
+    return [
+        f"[ ] model: {serving}",
+        f"[ ] model {chosen} ({status.source}) does not serve: no forecast was made with it yet",
+    ]
 
 
 def _doubt(status: ModelStatus) -> str:

@@ -125,6 +125,8 @@ class RegistryClient:
                 status, body = reply.status, await reply.read()
         except (aiohttp.ClientError, TimeoutError) as e:
             raise UnreachableError(f"MLflow does not answer: {str(e) or 'timeout'}") from e
+        except ValueError as e:
+            raise UnreachableError(f"MLflow cannot be asked: {e}") from e
         if status in (400, 404) and b'"error_code"' in body:
             raise RegistryError(f"no version of {MODEL_NAME} has the alias {alias}")
         if status != 200:
@@ -171,7 +173,7 @@ class RegistryClient:
 
 def mlflow_headers(environment: Mapping[str, str]) -> dict[str, str]:
     """The credentials that MLflow's own client takes from the environment, as HTTP headers."""
-    token = environment.get("MLFLOW_TRACKING_TOKEN")
+    token = environment.get("MLFLOW_TRACKING_TOKEN", "").strip()
     user = environment.get("MLFLOW_TRACKING_USERNAME")
     if user:
         pair = f"{user}:{environment.get('MLFLOW_TRACKING_PASSWORD', '')}"
@@ -182,7 +184,7 @@ def mlflow_headers(environment: Mapping[str, str]) -> dict[str, str]:
 def _sight(body: bytes) -> Sight:
     try:
         found = msgspec.json.decode(body, type=_AliasReply).model_version
-    except msgspec.DecodeError as e:
+    except (ValueError, RecursionError) as e:
         raise UnreachableError(f"MLflow answers with something else than a version: {e}") from e
     digest = next((tag.value for tag in found.tags if tag.key == DIGEST_TAG), "")
     if not found.version.isdecimal() or not digest:

@@ -45,6 +45,8 @@ def quieten() -> None:
     """Set up this process before it imports MLflow."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    if token := os.environ.get("MLFLOW_TRACKING_TOKEN"):
+        os.environ["MLFLOW_TRACKING_TOKEN"] = token.strip()  # a file's last line ends, a header not
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
 
 

@@ -26,6 +26,8 @@ from models.shipped import shipped
 from models.store import DIGEST_TAG, manifest_digest
 from tests.mlflow_server import closed_port
 
+TAG = {"key": DIGEST_TAG, "value": "0" * 64}
+
 
 @pytest.fixture(scope="module", name="artifacts")
 def write_artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
@@ -241,6 +243,36 @@ async def test_a_refused_champion_is_tried_again_after_a_while(
     assert source.status == ModelStatus("champion", "2")
 
 
+async def test_the_reason_of_a_refusal_outlives_an_outage(setting: Setting) -> None:
+    setting.points_to(1)
+    source = setting.source()
+    await source.initial()
+    (setting.store / "2" / "manifest.json").write_text("{}")
+    setting.mlflow.aliases["champion"] = ("2", manifest_digest(setting.store / "2"))
+    await source.poll()
+    refused = source.status
+    assert "manifest.json is damaged" in refused.reason
+    setting.mlflow.broken = (503, "")
+    await source.poll()
+    assert source.status.reason == "MLflow answers with HTTP status 503"
+    setting.mlflow.broken = None
+    await source.poll()
+    assert source.status == refused
+
+
+@pytest.mark.usefixtures("no_children")
+async def test_asked_again_for_the_model_to_start_with_it_is_the_champion(
+    setting: Setting,
+) -> None:
+    setting.points_to(2, previous=1)
+    source = setting.source(fallback=fallback_model(Policy()))
+    for _ in range(2):  # as after a crash of the loop that installs models
+        model, status = await source.initial()
+        assert model is not None
+        assert (model.version, status) == ("2", ModelStatus("champion", "2"))
+        assert await source.poll() is None
+
+
 async def test_without_mlflow_the_copy_that_was_asked_for_last_serves(setting: Setting) -> None:
     os.utime(setting.store / "2", (1000, 1000))
     os.utime(setting.store / "1", (2000, 2000))
@@ -329,6 +361,12 @@ async def test_without_a_fallback_nothing_serves(setting: Setting) -> None:
         ("{}", "something else than a version"),
         ('{"model_version": {"version": "../../etc", "tags": []}}', "not registered by"),
         ('{"model_version": {"version": "1", "tags": []}}', "not registered by"),
+        pytest.param('{"a": ' + "[" * 100_000, "something else than a version", id="deep"),
+        pytest.param(
+            json.dumps({"model_version": {"version": "1" * 300, "tags": [TAG]}}),
+            "1 cannot be fetched",
+            id="a folder's name cannot be so long",
+        ),
     ],
 )
 async def test_odd_replies_are_refused(setting: Setting, reply: str, problem: str) -> None:
@@ -360,10 +398,22 @@ async def test_a_download_that_takes_too_long_is_killed(setting: Setting) -> Non
 def test_credentials_are_those_of_mlflows_own_client() -> None:
     assert mlflow_headers({}) == {}
     assert mlflow_headers({"MLFLOW_TRACKING_TOKEN": "t"}) == {"Authorization": "Bearer t"}
+    assert mlflow_headers({"MLFLOW_TRACKING_TOKEN": "t\n"}) == {"Authorization": "Bearer t"}
     # base64 of ann:secret
     assert mlflow_headers(
         {"MLFLOW_TRACKING_USERNAME": "ann", "MLFLOW_TRACKING_PASSWORD": "secret"}
     ) == {"Authorization": "Basic YW5uOnNlY3JldA=="}
+
+
+async def test_credentials_that_no_header_can_hold_are_a_reason(setting: Setting) -> None:
+    headers = mlflow_headers({"MLFLOW_TRACKING_TOKEN": "two\nlines"})
+    source = ChampionSource(
+        setting.uri, setting.store, clock=lambda: 0.0, fallback=None, headers=headers
+    )
+    _, status = await source.initial()
+    assert status.source == "disk"
+    assert status.reason.startswith("MLflow cannot be asked: ")
+    assert "lines" not in status.reason
 
 
 async def test_credentials_are_sent(setting: Setting) -> None:

@@ -278,3 +278,14 @@ def test_health_says_what_is_not_known_of_the_champion() -> None:
     ):
         status = ModelStatus(cast("Literal['champion', 'disk']", source), "7", "away")
         assert says in health(world.state, status, world.now).text.splitlines()
+
+
+def test_health_does_not_take_what_serves_for_a_champion_that_cannot() -> None:
+    world, status = World(), ModelStatus("champion", "2")
+    world.state.model_version = "1"
+    lines = health(world.state, status, world.now).text.splitlines()
+    assert "[ ] model: 1" in lines
+    assert "[ ] model 2 (champion) does not serve: no forecast was made with it yet" in lines
+    world.state.model_version = "2"
+    lines = health(world.state, status, world.now).text.splitlines()
+    assert [line for line in lines if "model" in line] == ["[ ] model: 2 (champion)"]

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from models.errors import ArtifactError, RegistryError
+from models.mlflow_client import quieten
 from models.promotion import Event
 from models.registry import Registry
 from models.store import MODEL_NAME, copies
@@ -243,7 +244,7 @@ def test_pull_keeps_a_copy_that_is_whole_and_fetches_a_damaged_one_anew(
     damages: list[Callable[[], object]] = [
         lambda: pulled.write_text(whole[:1000]),  # as after a power failure
         pulled.unlink,
-        lambda: (store / "1" / "more.txt").touch(),
+        (store / "1" / "more.txt").touch,
     ]
     for damage in damages:
         damage()
@@ -368,6 +369,14 @@ def test_an_unreachable_server_is_one_sentence_without_the_password() -> None:
         Registry(uri).versions()
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_token_from_a_file_with_a_last_line_that_ends_is_sent_without_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "secret\n")
+    quieten()
+    assert os.environ["MLFLOW_TRACKING_TOKEN"] == "secret"
 
 
 def test_copies_survive_a_registry_that_is_gone(
