@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 10.0
 
+RETRY_SECONDS = 600.0
+"""A challenger that cannot be loaded is tried again after this long: each try is a download."""
+
 log = structlog.get_logger()
 
 Prometheus = Annotated[str, typer.Option("--prometheus", help="Prometheus' address.")]
@@ -132,13 +135,23 @@ class Challenger:
     Args:
         ref: what the operator named; tracking_uri, registry: where versions come from.
         store: folder of local copies, see `models.store`: what a restart without the registry uses.
+        clock: seconds that never go back.
     """
 
-    def __init__(self, ref: str, tracking_uri: str, registry: Registry, store: Path) -> None:
+    def __init__(
+        self,
+        ref: str,
+        tracking_uri: str,
+        registry: Registry,
+        store: Path,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._ref = ref
         self._uri = tracking_uri
         self._registry = registry
         self._store = store
+        self._clock = clock
+        self._refused = "", 0.0  # a version, and when to try it again
         self._model: Model | None = None
         self._answered = False  # then the last answer, which may be none, outlives any failure
 
@@ -186,7 +199,18 @@ class Challenger:
         if version is None:
             self._model = None
         elif self._model is None or self._model.version != version:
+            self._try(version)
+
+    def _try(self, version: str) -> None:
+        """Load what the alias names, unless that failed a short time ago."""
+        refused, again = self._refused
+        if version == refused and self._clock() < again:
+            return
+        try:
             self._model = self._load()
+        except (ArtifactError, RegistryError):
+            self._refused = version, self._clock() + RETRY_SECONDS
+            raise
 
 
 async def _run(

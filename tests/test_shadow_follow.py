@@ -329,12 +329,14 @@ async def test_usage_is_read_as_far_as_the_extender_knew_it(
     assert (tally.decisions, tally.unscored) == (10, 0)
 
 
-def registered(database_uri: str, folder: Path) -> tuple[Registry, Challenger]:
+def registered(
+    database_uri: str, folder: Path, clock: Callable[[], float] = lambda: 0.0
+) -> tuple[Registry, Challenger]:
     """A registry whose version 1 is the challenger, and what follows that; it was loaded."""
     registry = Registry(database_uri)
     save_model(challenger(), folder / "model")
     registry.register(folder / "model", params={}, metrics={}, tags={})
-    loaded = Challenger("challenger", database_uri, registry, folder / "models")
+    loaded = Challenger("challenger", database_uri, registry, folder / "models", clock)
     assert version_of(loaded) == "1"
     return registry, loaded
 
@@ -398,7 +400,8 @@ def test_a_withdrawn_challenger_stays_away_while_the_registry_is(
 def test_a_challenger_that_cannot_be_loaded_ends_nothing(
     database_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    registry, loaded = registered(database_uri, tmp_path)
+    now = 1000.0
+    registry, loaded = registered(database_uri, tmp_path, lambda: now)
     registry.register(tmp_path / "model", params={}, metrics={}, tags={})
 
     def damaged(*_: object) -> str:
@@ -409,7 +412,31 @@ def test_a_challenger_that_cannot_be_loaded_ends_nothing(
         assert version_of(loaded) == "1"
         with pytest.raises(ArtifactError):
             Challenger("challenger", database_uri, registry, tmp_path / "other")()
+    now += 599.0
+    assert version_of(loaded) == "1"  # each try is a download
+    now += 1.0
     assert version_of(loaded) == "2"
+
+
+def test_a_challenger_that_cannot_be_loaded_keeps_no_other_from_its_trial(
+    database_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry, loaded = registered(database_uri, tmp_path)
+    really, tried = Registry.pull, 0
+
+    def pull(self: Registry, ref: str, folder: Path) -> str:
+        nonlocal tried
+        tried += 1
+        if self.alias("challenger") == "2":
+            raise ArtifactError("version 2 is not what was registered")
+        return really(self, ref, folder)
+
+    monkeypatch.setattr(Registry, "pull", pull)
+    for version, serves, tries in (("2", "1", 1), ("3", "3", 2)):
+        assert registry.register(tmp_path / "model", params={}, metrics={}, tags={}) == version
+        for _ in range(3):
+            assert version_of(loaded) == serves
+        assert tried == tries
 
 
 @pytest.mark.parametrize("suffix", [".state", ".progress", ".forecasts"])
