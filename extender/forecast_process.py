@@ -39,8 +39,8 @@ _SILENT_SECONDS = 120.0
 """Seconds after which a child that says nothing is taken for dead; it may wait for a core."""
 
 _ANSWER_SECONDS = 1800.0
-"""Seconds after which a child that says that it works is, too. A forecast takes seconds; a week of
-usage comes in queries of `prometheus.timeout_seconds` each at most."""
+"""Seconds after which a child that says that it works is, too. A forecast takes seconds; usage is
+read for minutes at a time, and the last query may take `prometheus.timeout_seconds`."""
 
 T = TypeVar("T")
 

@@ -21,6 +21,10 @@ from models.model import Model
 from models.usage_source import PrometheusSettings, UsageError, UsageSource
 from models.usage_store import UsageReader, UsageStore
 
+_READ_SECONDS = 240.0
+"""Seconds after which reading waits for the next refresh. Forecasts from a part of the past are
+better than none, and what is read at once is lost with a process that is taken for dead."""
+
 
 class ForecastingError(ArchimedesError):
     """No forecast was made; the text says why. What is in force stays, and grows older."""
@@ -50,7 +54,10 @@ class Forecasting(Protocol):
         """Hear of pods."""
 
     async def read_usage(self, now: float) -> Usage:
-        """Read every complete window that is not known yet; ``now``: seconds since the epoch."""
+        """Read complete windows that are not known yet; ``now``: seconds since the epoch.
+
+        The newest come first. What takes longer than minutes goes on in the next call.
+        """
 
     async def install(
         self, model: Model | None, nodes: Sequence[str], allocatable: Floats
@@ -124,7 +131,7 @@ class ThreadForecasting:
         """See `Forecasting`."""
         error, wanted = "", self._pods.observed
         try:
-            await self._reader.catch_up(now, wanted)
+            await self._reader.catch_up(now, wanted, patience=_READ_SECONDS)
         except UsageError as e:
             error = str(e)
         return Usage(self._store.time, self._store.fresh, len(wanted), error)

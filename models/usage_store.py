@@ -24,6 +24,10 @@ _SAMPLES_PER_QUERY = 2_000_000
 _READ_AGAIN = 2
 """Windows before the newest that are asked for again, for samples that arrived late."""
 
+_LEAST = 1800 // WINDOW
+"""Windows that are asked for together, also where they could not be read: of a bad one's neighbours
+few are lost, and after an outage of the server there are not too many queries."""
+
 
 class UsageStore:
     """Usage of pods by ``namespace/name`` in the last week; older windows are overwritten.
@@ -177,48 +181,71 @@ class UsageReader:
         self._store = store
         self._windows = min(settings.history_days * DAY, WEEK)
         self._delay = settings.delay_seconds
+        self._planned = 0  # one more than the newest window number that was ever asked for
         self._missing: deque[tuple[int, int]] = deque()
 
-    async def catch_up(self, now: float, pods: Collection[str], known: int = 0) -> None:
+    async def catch_up(
+        self, now: float, pods: Collection[str], known: int = 0, *, patience: float = np.inf
+    ) -> None:
         """Read every complete window that is not known yet.
 
         Args:
             now: seconds since the epoch.
             pods: whose usage matters, ``namespace/name``.
             known: seconds since the epoch up to which others knew usage: read whatever ``now`` is.
+            patience: seconds after which no further query begins; the next call goes on.
 
         Raises:
             UsageError: a query failed. What it asked for is asked for again in the next call, after
-                the newest windows, so that one bad stretch of the past holds up nothing else.
+                the newest windows and in two halves, so that one bad stretch of the past holds up
+                nothing else, and little beside it is missing.
         """
         if self._source is None:
             return
         stop = max(int((now - self._delay) // WINDOW), known // WINDOW)
         self._plan(stop, max(len(pods), 1))
-        while self._missing:
+        try:
+            await self._read_missing(self._source, pods, patience)
+        finally:  # a stretch may be bad for days, in which pods come and go
+            await asyncio.to_thread(self._store.forget, pods)
+
+    async def _read_missing(
+        self, source: UsageSource, pods: Collection[str], patience: float
+    ) -> None:
+        clock = asyncio.get_running_loop().time
+        until = clock() + patience
+        while self._missing and clock() < until:
             first, windows = self._missing.popleft()
             try:
-                block = await self._source.read(first * WINDOW, windows)
+                block = await source.read(first * WINDOW, windows)
             except UsageError:
-                self._missing.append((first, windows))
+                self._missing.extend(_halves(first, windows))
                 raise
             await asyncio.to_thread(self._store.write, block, pods)
-        await asyncio.to_thread(self._store.forget, pods)
 
     def _plan(self, stop: int, pods: int) -> None:
-        """Add what lies between the store's newest window and ``stop`` to what is missing."""
+        """Add what lies between the newest window that was asked for and ``stop``."""
         oldest = stop - self._windows
-        if stop < self._store.time // WINDOW - _READ_AGAIN:
+        if stop < self._planned - _READ_AGAIN:
             self._store.clear()  # the clock was ahead: of what it made newest there is nothing
-        known = self._store.time // WINDOW
-        if known == 0:
+            self._planned = 0
+        if self._planned == 0:
             self._missing.clear()
         self._missing = deque(span for span in self._missing if sum(span) > oldest)
-        if stop <= known:
+        if stop <= self._planned:
             return
-        first = max(known - _READ_AGAIN, oldest)
+        first = max(self._planned - _READ_AGAIN, oldest)
         # Reverses them: the newest comes first.
         self._missing.extendleft(query_spans(first, stop, pods))
+        self._planned = stop
+
+
+def _halves(first: int, windows: int) -> list[tuple[int, int]]:
+    """A span in two, the newer one first; as it is where these would be shorter than `_LEAST`."""
+    half = windows // 2
+    if half < _LEAST:
+        return [(first, windows)]
+    return [(first + half, windows - half), (first, half)]
 
 
 def query_spans(first: int, stop: int, pods: int) -> list[tuple[int, int]]:

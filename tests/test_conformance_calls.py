@@ -139,6 +139,17 @@ async def test_case_26_wrong_method_and_unknown_path(
     assert 0 < len(reply.body) < 100
 
 
+async def test_numbers_beyond_all_measure_are_no_error_of_the_server(caller: Caller) -> None:
+    pod = pod_json("p", 1)
+    pod["spec"]["activeDeadlineSeconds"] = 0
+    body = orjson.dumps(args(pod, ["n1"]))
+    for digits in (b"9" * 400, b"-" + b"9" * 400):
+        odd = body.replace(b'"activeDeadlineSeconds":0', b'"activeDeadlineSeconds":' + digits)
+        assert (await caller.send("filter", odd)).status == 400
+    pod["metadata"]["resourceVersion"] = "9" * 5000  # of which none but the API server knows more
+    assert (await caller.filter(pod))["NodeNames"] == ["n1", "n2"]
+
+
 async def test_an_encoded_or_oddly_labelled_body(caller: Caller) -> None:
     body = orjson.dumps(args(pod_json("p", 1), ["n1"]))
     odd = await caller.send("filter", body, **{"Content-Type": "image/png; charset=x"})

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from extender import decision_log
+from extender import decision_log, log_file
 from extender.decision_log import (
     Binding,
     Candidate,
@@ -178,6 +178,33 @@ def test_a_restart_goes_on_after_the_last_whole_line(tmp_path: Path) -> None:
     log.append(decision("b"))
     log.close()
     assert [record.pod for record in read_log(path)] == ["a", "b"]
+
+
+@pytest.mark.parametrize("size", [9, 10, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, 5_000_000])
+@pytest.mark.parametrize("whole", [0, 1])
+def test_a_half_written_record_of_any_size_is_cut_off(
+    tmp_path: Path, size: int, whole: int
+) -> None:
+    path = tmp_path / "decisions.jsonl"
+    log = DecisionLog(path)
+    for _ in range(whole):
+        log.append(decision("a"))
+    log.close()
+    before = path.read_bytes()
+    path.write_bytes(before + b'{"kind":"filter"'.ljust(size, b"x")[:size])
+    DecisionLog(path).close()
+    assert path.read_bytes() == before
+
+
+def test_a_line_that_is_longer_than_any_log_is_another_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_file, "_TAIL", 3_000_000)
+    path = tmp_path / "precious"
+    path.write_bytes(b'{"kind":"filter"'.ljust(4_000_000, b"x"))
+    with pytest.raises(OSError, match="it is another file"):
+        DecisionLog(path)
+    assert path.stat().st_size == 4_000_000
 
 
 @pytest.mark.parametrize("content", [b"a: 1", b'{"a": 1}', b'{"kind":"bind"}\nmine'])

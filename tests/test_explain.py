@@ -9,13 +9,18 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import orjson
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from typer.testing import CliRunner
 
-from archimedes.cli import assemble
+from archimedes.cli import assemble, main
 from extender.app import listening
 from extender.decision_log import Binding, Candidate, Decision, End, Preemption, Record
 from extender.explain import HorizonView, NodeView, explanation
+from extender.locks import Lock
 from extender.wire import BindingArgs
 from models.errors import ArchimedesError
 from models.policy import HORIZONS
@@ -312,6 +317,88 @@ async def test_a_term_that_the_command_does_not_know_is_shown(
         said = await run("nodes", "n1", "--url", url)
         assert "kept for the sale" in said
         assert "-77m" in said
+
+
+@asynccontextmanager
+async def saying(*answers: object) -> AsyncIterator[str]:
+    """A server that says this of decisions and of nodes, one after the other."""
+    left = [answer if isinstance(answer, bytes) else orjson.dumps(answer) for answer in answers]
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(body=left.pop(0))
+
+    app = web.Application()
+    app.router.add_get("/{path:.*}", answer)
+    async with TestServer(app) as server:
+        yield str(server.make_url(""))
+
+
+@pytest.mark.parametrize("name", [(), ("n1",)])
+async def test_what_no_extender_says_is_not_printed_as_json_either(name: tuple[str, ...]) -> None:
+    for said in (b"<html>log in</html>", {"a": 1}, [{"node": "n1"}]):
+        async with saying(said) as url:
+            with pytest.raises(ArchimedesError, match="the answer is not an extender's"):
+                await run("nodes", *name, "--url", url, "--json")
+
+
+async def test_nodes_that_lack_a_horizon_are_named_in_one_sentence() -> None:
+    lacking = NodeView("n1", 8.0, 60.0, "", 0, ())
+    with pytest.raises(ArchimedesError, match="no figures of n1 for 6 h"):
+        helps(lacking)
+    async with saying(msgspec.to_builtins([node("n2", [1] * 5), lacking])) as url:
+        with pytest.raises(ArchimedesError, match="no figures of n1 for 1 h"):
+            await run("nodes", "--url", url)
+
+
+async def test_what_a_terminal_would_obey_is_not_printed() -> None:
+    async with cluster() as (world, url):
+        reason = "\x1b[31mred\x1b]0;title\x07 [bold]as it is[/bold]\x9b2J"
+        always = (0.0, 1e10)
+        world.state.lock([Lock("sale", *always, 1.0, 0.0, None, "", reason)], {})
+        said = await run("nodes", "n1", "--url", url)
+        assert "[31mred]0;title [bold]as it is[/bold]2J" in said
+        assert not {"\x1b", "\x07", "\x9b"} & set(said)
+    odd = decision(rejected={"\x1b[2Jno room": 2})
+    async with saying(msgspec.to_builtins([odd]), []) as url:
+        said = await run("why", "p", "--url", url)
+        assert "[2Jno room" in said
+        assert "\x1b" not in said
+
+
+def test_what_a_terminal_would_obey_is_not_printed_of_errors_either(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failing() -> None:
+        raise ArchimedesError("it says \x1b[31mboom\n\tand more")
+
+    monkeypatch.setattr("archimedes.cli.assemble", lambda: failing)
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert capsys.readouterr().err == "archimedes: it says [31mboom\n\tand more\n"
+
+
+async def test_a_time_that_no_calendar_has_is_shown_as_a_number() -> None:
+    async with cluster() as (world, url):
+        world.state.lock([Lock("ever", 0.0, 1e300, 1.0, 0.0, None, "", "always")], {})
+        said = await run("nodes", "n1", "--url", url)
+        assert "1970-01-01 00:00:00Z" in said
+        assert "1e+300 s" in said
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("http://[::1", "is no http:// or https:// address"),
+        ("http://h:99999", "is no http:// or https:// address"),
+        ("http://h:abc", "is no http:// or https:// address"),
+        ("ftp://h", "is no http:// or https:// address"),
+        ("http://..", "cannot be reached"),
+        (f"http://{'a' * 300}", "cannot be reached"),
+    ],
+)
+async def test_an_address_that_is_none_is_named_in_one_sentence(url: str, says: str) -> None:
+    with pytest.raises(ArchimedesError, match=says):
+        await run("nodes", "--url", url)
 
 
 async def test_over_tls_with_the_callers_own_certificate(tmp_path: Path) -> None:
