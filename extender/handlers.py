@@ -59,13 +59,16 @@ class Verbs:
         body = await self._body(request)
         with self._seconds["filter"].time():
             answer = self._attempt(lambda: self._calls.filter(body))
+        response = _json(answer.body)
         if answer.held and _has_left(request):
             self._let_go(answer.held)
-        response = _json(answer.body)
+            return response
         try:
             await response.prepare(request)
             await response.write_eof()
-        except (ConnectionError, asyncio.CancelledError):
+        except ConnectionError:
+            self._let_go(answer.held)
+        except asyncio.CancelledError:
             self._let_go(answer.held)
             raise
         return response

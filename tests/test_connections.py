@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import resource
 import socket
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from urllib.parse import urlsplit
 
@@ -268,6 +269,28 @@ async def test_an_answer_that_nobody_reads_ends_the_connection(
             await gone.wait()
         with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
             await streams[0].readexactly(2**30)
+
+
+@pytest.mark.parametrize("how", ["closed", "reset"])
+async def test_callers_that_leave_before_their_answer_are_counted_once(
+    how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving() as caller:
+        address = urlsplit(caller.url)
+        for _ in range(10):
+            with socket.create_connection((address.hostname, address.port)) as leaving:
+                if how == "reset":
+                    now = struct.pack("ii", 1, 0)
+                    leaving.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, now)
+                leaving.sendall(request(content=args(pod_json("p", 1000), ["n1", "n2"])))
+            await asyncio.sleep(0.02)
+        assert (await caller.filter(pod_json("q", 0)))["NodeNames"] == ["n1", "n2"]
+        left = caller.world.server.telemetry.registry.get_sample_value(
+            "archimedes_disconnects_total"
+        )
+        assert left == 10
+        assert caller.promised() == 0
+        assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 def test_more_connections_than_files_that_may_be_open_are_refused_at_the_start(
