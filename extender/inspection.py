@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -19,6 +20,9 @@ from models.policy import HORIZONS, Policy
 
 if TYPE_CHECKING:
     from extender.champion import ModelStatus
+
+_MAX_ASTRAY = 20
+"""Locks that concern nothing and are named by health: a mistyped name is among a few."""
 
 
 class HorizonTerms(msgspec.Struct, frozen=True):
@@ -149,6 +153,7 @@ def health(state: State, status: ModelStatus, now: float) -> Health:
         *(f"[ ] nodes blocked, {reason}: {count}" for reason, count in blocked.items() if count),
         f"[ ] resource locks that are not over: {sum(now < lock.end for lock in state.locks)}",
         *(f"[ ] resource lock {name} ignored: {why}" for name, why in state.lock_problems.items()),
+        *_astray(state.locks_astray(now)),
         "ready" if ready else "not ready",
     ]
     return Health(ready, "\n".join(lines) + "\n")
@@ -162,6 +167,15 @@ def _models(serving: str, status: ModelStatus) -> list[str]:
     return [
         f"[ ] model: {serving}",
         f"[ ] model {chosen} ({status.source}) does not serve: no forecast was made with it yet",
+    ]
+
+
+def _astray(locks: Sequence[str]) -> list[str]:
+    """A line for each of the first locks that concern nothing."""
+    more = len(locks) - _MAX_ASTRAY
+    return [
+        *(f"[ ] resource lock {name} concerns no known node" for name in locks[:_MAX_ASTRAY]),
+        *([f"[ ] {more} more resource locks concern no known node"] if more > 0 else []),
     ]
 
 

@@ -152,6 +152,10 @@ class State:
         """The locks that concern a node now or later, with the millicores they withhold there."""
         return self._locks.on(node, allocatable, now)
 
+    def locks_astray(self, now: float) -> list[str]:
+        """The locks that are not over and concern no node that is known, by name."""
+        return self._locks.astray(self._view(now).index, now)
+
     @property
     def unlisted(self) -> tuple[str, ...]:
         """What the API server has not listed yet: nodes, pods, locks."""

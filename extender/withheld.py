@@ -92,6 +92,19 @@ class LockTable:
             if now < lock.end and ((names := self._names(lock)) is None or node in names)
         ]
 
+    def astray(self, nodes: Collection[str], now: float) -> list[str]:
+        """The locks that are not over and concern none of these nodes, by name."""
+        return [
+            lock.name
+            for lock in self.locks
+            if now < lock.end
+            and (
+                not any(self._homes[lock.workload].values())
+                if lock.workload
+                else lock.nodes is not None and lock.nodes.isdisjoint(nodes)
+            )
+        ]
+
     def _forget(self) -> None:
         """Compute everything anew for the next who asks."""
         self._until = -np.inf

@@ -378,6 +378,31 @@ def test_health_names_what_is_ignored(world: World) -> None:
     assert "[ ] resource lock bad ignored: end: must be later than start" in lines
 
 
+def test_health_names_the_locks_that_concern_no_known_node(world: World) -> None:
+    found = [
+        lock("typo", nodes=frozenset({"n-1"})),
+        lock("right", nodes=frozenset({"n1", "n-1"})),
+        lock("all"),
+        lock("over", nodes=frozenset({"n-1"}), end=-HOUR),
+        lock("shop", workload="default/Pod/web"),
+    ]
+    line = "[ ] resource lock {} concerns no known node"
+
+    def named() -> list[str]:
+        lines = health(world.state, world.models.status, world.now).text.splitlines()
+        return [said for said in lines if "no known node" in said]
+
+    world.state.lock(found, {})
+    assert named() == [line.format("typo"), line.format("shop")]
+    world.cluster.put_pod(as_pod(pod_json("web", node="n1")))
+    assert named() == [line.format("typo")]
+    world.cluster.delete_pod("default", "web")
+    assert named() == [line.format("typo"), line.format("shop")]
+    world.state.lock([lock(f"t{n}", nodes=frozenset({"n-1"})) for n in range(25)], {})
+    assert len(named()) == 21
+    assert named()[-1] == "[ ] 5 more resource locks concern no known node"
+
+
 # From the API server
 
 
