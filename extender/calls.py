@@ -336,8 +336,11 @@ class Calls:
         rejected: dict[str, int],
     ) -> None:
         self._count(pod, "placeable" if passed else "refused")
+        refused: tuple[str, ...] = ()
         if pod.offline and rejected and not passed:
             self._events.refused(pod.key, pod.uid, len(names), rejected)
+            if len(names) <= MAX_NODES and len(names) < len(snapshot.index):
+                refused = tuple(names)
         score, available = verdicts.score[passed].tolist(), verdicts.available[passed].tolist()
         spread = [verdicts.spread] * len(passed)
         candidates = map(Candidate, [names[at] for at in passed], score, available, spread)
@@ -354,6 +357,8 @@ class Calls:
                 offered=len(names),
                 candidates=tuple(candidates),
                 rejected=rejected,
+                hot=verdicts.hot,
+                refused=refused,
             )
         )
 

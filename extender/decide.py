@@ -74,13 +74,15 @@ class Verdicts:
 
     reason: [K] of `Reason`; score: [K], higher is better, NaN-free; available: [K] millicores that
     the pod could have been promised (0 for unknown nodes). spread: what the node that was left
-    alone was worth beyond its score, for how few of the pod's siblings are there.
+    alone was worth beyond its score, for how few of the pod's siblings are there. hot: how many of
+    those that are ranked out are so for being hot.
     """
 
     reason: Ints
     score: Floats
     available: Ints
     spread: float = 0.0
+    hot: int = 0
 
     @property
     def passed(self) -> Ints:
@@ -122,19 +124,20 @@ def decide(
     missing = _missing(rows)
     available = _available(snapshot, rows, ask, missing)
     size, usage = _sizes(snapshot, rows), snapshot.usage.take(rows)
+    hot = 0
     if ask.offline:
         reason = _offline_reasons(snapshot, rows, ask, available, missing)
         score = _offline_scores(snapshot, rows, ask, policy, available, size, usage)
     else:
         daily, peak = _peaks(snapshot, rows, ask, habit)
-        reason = _online_reasons(policy, peak, size, usage, missing)
+        reason, hot = _online_reasons(policy, peak, size, usage, missing)
         score = _online_scores(policy, daily, peak, size)
     _finish(score, rows, policy, habit, missing)
     choose = None
     if alone is not None:
         choose = partial(_choose, snapshot, rows, score, policy, alone, habit.home)
     spread = _narrow(reason, score, candidates, choose)
-    return Verdicts(reason, score, available, spread)
+    return Verdicts(reason, score, available, spread, hot)
 
 
 def room(snapshot: Snapshot, rows: Ints, ask: Ask) -> tuple[Ints, Ints]:
@@ -310,21 +313,25 @@ def _finish(score: Floats, rows: Ints, policy: Policy, habit: Habit, missing: Bo
 
 def _online_reasons(
     policy: Policy, peak: Floats, size: Floats, usage: Floats, missing: Bools | None
-) -> Ints:
-    """All fit; hot nodes are ranked out as long as a known node that is not hot remains."""
+) -> tuple[Ints, int]:
+    """All fit; hot nodes are ranked out as long as a known node that is not hot remains.
+
+    Beside the reasons, [K]: how many those are.
+    """
     reason = np.full(len(peak), _FITS, np.int64)
     limit = size * policy.hot_share
     hot: Bools = peak > limit
     hot |= usage > limit
     if missing is not None:
         hot &= ~missing
-    if np.count_nonzero(hot):
+    if count := np.count_nonzero(hot):
         cool = np.isfinite(peak) & ~hot
         if missing is not None:
             cool &= ~missing
         if np.count_nonzero(cool):
             reason[hot] = _RANKED_OUT
-    return reason
+            return reason, int(count)
+    return reason, 0
 
 
 def _offline_reasons(

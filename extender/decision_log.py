@@ -19,7 +19,8 @@ MAX_KEPT = 64 * 1024 * 1024
 each. But a pod's annotation may ask for more candidates, and callers choose names."""
 
 MAX_NODES = 32
-"""Nodes of a preempt call that are named: kube-scheduler proposes a tenth of the cluster's."""
+"""Nodes that a record names beside candidates: of those of a preempt call, for which kube-scheduler
+proposes a tenth of the cluster's; of refused ones."""
 
 
 class Candidate(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
@@ -35,8 +36,21 @@ class Candidate(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     spread: float = 0.0
 
 
-class Decision(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="kind", tag="filter"):
-    """One filter call. ``rejected`` counts the nodes by failure text."""
+class Decision(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    gc=False,
+    omit_defaults=True,
+    tag_field="kind",
+    tag="filter",
+):
+    """One filter call.
+
+    rejected: counts the nodes by failure text. hot: how many nodes were ranked out for being hot.
+    refused: the offered nodes, where an offline pod got none of them, and they are some of those
+    that are known and no more than ``MAX_NODES``.
+    """
 
     time: float
     pod: str
@@ -49,6 +63,8 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="k
     offered: int
     candidates: tuple[Candidate, ...]
     rejected: dict[str, int]
+    hot: int = 0
+    refused: tuple[str, ...] = ()
 
 
 class Binding(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="kind", tag="bind"):

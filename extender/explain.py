@@ -43,7 +43,8 @@ class NodeView(msgspec.Struct, frozen=True):
 class Explanation(msgspec.Struct, frozen=True):
     """The newest decision about a pod, and what became of it.
 
-    rejected: nodes by failure text. ranked_out: nodes that fit, but others were preferred.
+    rejected: nodes by failure text. hot: nodes that were ranked out for being hot. ranked_out:
+    nodes that fit, but others were preferred.
     decisions: how many are remembered. node: where it was bound, or empty. bind_error: why the last
     bind failed, or empty. ended: whether it has left that node. preemption: the newest answer about
     whom it might displace, if it was asked for. would_help: what would have to change, where no
@@ -61,6 +62,7 @@ class Explanation(msgspec.Struct, frozen=True):
     decisions: int
     offered: int
     rejected: dict[str, int]
+    hot: int
     ranked_out: int
     candidates: tuple[Candidate, ...]
     node: str
@@ -91,6 +93,7 @@ def explanation(records: Sequence[Record], nodes: Sequence[NodeView]) -> Explana
     bound = next((binding for binding in bindings if not binding.error), None)
     error = bindings[0].error if bindings and bound is None else ""
     waits = last.offline and not last.candidates and bound is None
+    left_out = last.offered - len(last.candidates) - sum(last.rejected.values())
     return Explanation(
         pod=last.pod,
         uid=last.uid,
@@ -103,13 +106,14 @@ def explanation(records: Sequence[Record], nodes: Sequence[NodeView]) -> Explana
         decisions=len(decisions),
         offered=last.offered,
         rejected=last.rejected,
-        ranked_out=last.offered - len(last.candidates) - sum(last.rejected.values()),
+        hot=last.hot,
+        ranked_out=left_out - last.hot,
         candidates=tuple(sorted(last.candidates, key=lambda c: -c.score)),
         node=bound.node if bound is not None else "",
         bind_error=error,
         ended=any(isinstance(record, End) and record.uid == last.uid for record in records),
         preemption=preemption,
-        would_help=tuple(_would_help(last, nodes)) if waits else (),
+        would_help=_would_help(last, nodes) if waits else (),
     )
 
 
@@ -130,9 +134,24 @@ def _unfiltered(preemption: Preemption) -> Decision:
     )
 
 
-def _would_help(decision: Decision, nodes: Sequence[NodeView]) -> Iterator[str]:
-    """What would have to change for the pod to be placed, by the nodes as they are now."""
+def _would_help(decision: Decision, nodes: Sequence[NodeView]) -> tuple[str, ...]:
+    """What would have to change for the pod to be placed, by the nodes as they are now.
+
+    These are the nodes that kube-scheduler offered, where the decision names them.
+    """
     ask, hours = decision.millicpu, decision.horizon_hours
+    if not 0 < decision.offered < len(nodes):
+        return tuple(_advice(ask, hours, nodes, all_offered=True))
+    named = decision.refused
+    asked = [node for node in nodes if node.node in named] if named else nodes
+    advice = tuple(_advice(ask, hours, asked, all_offered=bool(named)))
+    which = "these" if named else f"all {len(nodes)} nodes"
+    first = f"kube-scheduler offered it {decision.offered} of {len(nodes)} nodes; of {which}:"
+    return (first, *advice) if advice else ()
+
+
+def _advice(ask: int, hours: int, nodes: Sequence[NodeView], *, all_offered: bool) -> Iterator[str]:
+    """What would help on these nodes, all of which the pod may run on where ``all_offered``."""
     for text, count in Counter(node.blocked for node in nodes if node.blocked).items():
         yield f"{count} of {len(nodes)} nodes promise nothing: {text}"
     usable = [node for node in nodes if not node.blocked]
@@ -141,7 +160,8 @@ def _would_help(decision: Decision, nodes: Sequence[NodeView]) -> Iterator[str]:
     best = max(usable, key=lambda node: node.at(hours).available_millicpu)
     most = best.at(hours).available_millicpu
     if most >= ask:
-        yield f"{best.node} could promise {most}m for {hours} h now: wait for the next attempt"
+        then = "wait for the next attempt" if all_offered else "if kube-scheduler offers it that"
+        yield f"{best.node} could promise {most}m for {hours} h now: {then}"
         return
     if most:
         yield f"ask for at most {most}m: {best.node} has the most for {hours} h"

@@ -129,12 +129,13 @@ def nodes(
 def _print_explanation(found: Explanation) -> None:
     console = _console()
     tier = "offline" if found.offline else "online"
+    hot = f"{found.hot} left out as hot, " if found.hot else ""
     console.print(
         f"{found.pod} ({tier}) asks {found.millicpu}m for {found.horizon_hours} h\n"
         f"decided {utc(found.time)} by model {found.model_version}, snapshot {found.snapshot}; "
         f"decisions remembered: {found.decisions}\n"
         f"{found.offered} nodes offered: {len(found.candidates)} candidates, "
-        f"{found.ranked_out} ranked out, {sum(found.rejected.values())} refused"
+        f"{found.ranked_out} ranked out, {hot}{sum(found.rejected.values())} refused"
     )
     _print_table(["nodes", "refused because"], _texts(found.rejected))
     shown = found.candidates[:_SHOWN]

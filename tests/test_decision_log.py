@@ -16,6 +16,7 @@ from extender.decision_log import (
     Preemption,
     Record,
     as_array,
+    decode_record,
     read_log,
 )
 from tests.extender_world import records_of
@@ -263,6 +264,14 @@ def test_flush_shows_what_is_buffered(tmp_path: Path) -> None:
     log.close()
     log.close()  # twice is harmless
     DecisionLog().flush()
+
+
+def test_what_stands_in_few_records_is_written_in_those_only() -> None:
+    usual = msgspec.json.encode(decision("a"))
+    assert b'"hot"' not in usual  # nor in the lines of earlier versions, which are read
+    assert b'"refused"' not in usual
+    for rare in (replace(decision("a"), hot=2), replace(decision("a"), refused=("n1",))):
+        assert decode_record(msgspec.json.encode(rare)) == rare
 
 
 def test_lines_make_an_array() -> None:

@@ -181,6 +181,37 @@ def test_candidates_are_sorted_and_ranked_out_nodes_counted() -> None:
     assert found.ranked_out == 5  # 10 - 2 - 3
 
 
+def test_nodes_that_are_left_out_as_hot_are_counted_apart() -> None:
+    one = (Candidate("n1", 0.2, 1),)
+    found = explanation([decision(candidates=one, offered=10, rejected={}, hot=4)], [])
+    assert found is not None
+    assert (found.hot, found.ranked_out) == (4, 5)  # 10 - 1 - 4
+
+
+def test_advice_is_of_the_nodes_that_were_offered_where_these_are_known() -> None:
+    full, empty = node("n1", [1000] * 5), node("n2", [6000] * 5)
+    for refused, says in (
+        (
+            ("n1",),
+            (
+                "kube-scheduler offered it 1 of 2 nodes; of these:",
+                "ask for at most 1000m: n1 has the most for 6 h",
+            ),
+        ),
+        (
+            (),  # too many to be named
+            (
+                "kube-scheduler offered it 1 of 2 nodes; of all 2 nodes:",
+                "n2 could promise 6000m for 6 h now: if kube-scheduler offers it that",
+            ),
+        ),
+        (("n9",), ()),  # is not known
+    ):
+        found = explanation([decision(offered=1, refused=refused)], [full, empty])
+        assert found is not None
+        assert found.would_help == says
+
+
 def test_the_newest_preempt_call_is_told_beside_the_decision() -> None:
     newest, older = preempted(kept=0, nodes=()), preempted()
     found = explanation([newest, decision(), older], [])
@@ -255,10 +286,30 @@ async def test_why_a_pod_waits() -> None:
         assert "on n1, 1000m of what is promised would have to end" in said
 
 
+async def test_why_a_pod_waits_that_may_run_on_one_node_only() -> None:
+    async with cluster() as (world, url):
+        await place(world, "first", 4000)
+        world.filter(pod_json("p", 4000), ["n2"])
+        said = await run("why", "p", "--url", url)
+        assert "kube-scheduler offered it 1 of 2 nodes; of these:" in said
+        assert "ask for at most 2000m: n2 has the most for 24 h" in said
+        assert "n1" not in said
+
+
 async def test_why_an_online_pod_is_where_it_is() -> None:
     async with cluster() as (world, url):
         world.filter(pod_json("web", cpu="1"))
-        assert "kube-scheduler binds online pods itself" in await run("why", "web", "--url", url)
+        said = await run("why", "web", "--url", url)
+        assert "kube-scheduler binds online pods itself" in said
+        assert " hot" not in said
+
+
+async def test_why_an_online_pod_was_not_offered_a_hot_node() -> None:
+    async with cluster(candidates=1) as (world, url):
+        world.forecast({"n1": 2.0, "n2": 7.5})  # of 8 cores; above 7.2 is hot
+        world.filter(pod_json("web", cpu="1"))
+        said = await run("why", "web", "--url", url)
+        assert "2 nodes offered: 1 candidates, 0 ranked out, 1 left out as hot, 0 refused" in said
 
 
 async def test_why_a_replica_is_not_beside_its_sibling() -> None:

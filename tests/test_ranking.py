@@ -59,8 +59,11 @@ def test_hot_nodes_are_left_out_while_a_known_cool_one_remains() -> None:
     # 8 x 0.9 = 7.2: 6.3 + 1 is hot, 6 + 1 is not; the third is hot by its usage now
     of = snapshot([0] * 3, forecast=[6.3, 6.0, 1.0])
     of = replace(of, usage=np.array([np.nan, 7.2, 7.3]))
-    assert decide(of, np.arange(3), ONLINE, Policy(), 0).passed.tolist() == [1]
-    assert decide(of, np.array([0, 2]), ONLINE, Policy(), 0).passed.tolist() == [0, 1]
+    guarded, all_hot = (
+        decide(of, np.array(rows), ONLINE, Policy(), 0) for rows in ([0, 1, 2], [0, 2])
+    )
+    assert (guarded.passed.tolist(), guarded.hot) == ([1], 2)
+    assert (all_hot.passed.tolist(), all_hot.hot) == ([0, 1], 0)
     # An unknown node may be hot as well: nothing is left out for its sake.
     assert decide(of, np.array([0, -1]), ONLINE, Policy(), 0).passed.tolist() == [0, 1]
     narrowed = decide(of, np.array([0, 2]), ONLINE, Policy(), 1)
