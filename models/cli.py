@@ -10,7 +10,7 @@ import click
 import msgspec
 import typer
 
-from models.errors import ArchimedesError
+from models.errors import ArchimedesError, SettingsError
 from models.store import DEFAULT_TRACKING_URI, MODEL_NAME
 from models.terminal import Json, TrackingUri, user
 from models.times import utc
@@ -25,8 +25,20 @@ app = typer.Typer(
     help="List, promote, roll back and fetch model versions.",
 )
 
+
+def _given(reason: str) -> str:
+    if not reason.strip():
+        raise SettingsError("--reason is empty; say why, in a few words")
+    return reason
+
+
 Reason = Annotated[
-    str, typer.Option("--reason", help="Why; kept with the version and in its run's audit files.")
+    str,
+    typer.Option(
+        "--reason",
+        help="Why; kept with the version and in its run's audit files.",
+        callback=_given,
+    ),
 ]
 
 
@@ -44,6 +56,14 @@ def list_versions(tracking_uri: TrackingUri = DEFAULT_TRACKING_URI, as_json: Jso
     _print_versions(versions)
     for event in history:
         typer.echo(f"{utc(event.time)}  {_sentence(event)} by {event.by}: {event.reason}")
+    champion = next(
+        (version.version for version in versions if "champion" in version.aliases), None
+    )
+    if history and champion not in (None, history[-1].champion):
+        typer.echo(
+            f"Version {champion} was made the champion by hand; "
+            f"`archimedes models promote {champion} --reason WHY` records it."
+        )
 
 
 @app.command("promote", epilog='Example: archimedes models promote 4 --reason "beat 3 in replay"')

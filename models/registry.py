@@ -257,8 +257,8 @@ class Registry:
         if number is None:
             known = "no version has that alias" if ref in ALIASES else "no such version or alias"
             raise RegistryError(
-                f"{ref!r} names no model in {self._shown}: {known}; "
-                "`archimedes models list` shows what there is"
+                f"{ref!r} names no model in {self._shown}: {known}; `archimedes models list` shows "
+                "what there is, `archimedes models promote VERSION --reason WHY` makes a champion"
             )
         found = [v for v in all_versions(client) if int(v.version) == int(number)]
         if not found:

@@ -65,7 +65,10 @@ TrackingUri = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 Hours = Annotated[
     float | None,
-    typer.Option("--hours", help="How long to decide for. Default: 24, or what the usage covers."),
+    typer.Option(
+        "--hours",
+        help="How long to decide for, at most what the trace covers. Default: 24; of a trace without usage, all.",
+    ),
 ]
 Seed = Annotated[
     int, typer.Option("--seed", help="Of generated offline pods and of choices among equals.")
@@ -167,7 +170,8 @@ def replay(
         if as_json:
             typer.echo(msgspec.json.encode(shown))
         else:
-            _print(report.replay_table(f"{found.trace}, forecasts by {found.model_version}", rows))
+            by = report.model_name(found.model_version)
+            _print(report.replay_table(f"{found.trace}, forecasts by {by}", rows))
     if html is not None:  # after what is printed, which a file that cannot be written must not lose
         from shadow.report_page import write_replay_page
 

@@ -45,7 +45,7 @@ def rates_plot(comparison: Comparison) -> Figure | None:
     """Violations and overload of both sides; None where there is nothing to judge."""
     c = comparison
     pairs = (
-        ("forecasts exceeded", c.champion_violation_rate, c.challenger_violation_rate),
+        ("forecasts violated", c.champion_violation_rate, c.challenger_violation_rate),
         ("node windows overloaded", c.champion_overload_rate, c.challenger_overload_rate),
     )
     known = [(name, ours, theirs) for name, ours, theirs in pairs if ours and theirs]

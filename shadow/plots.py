@@ -119,7 +119,7 @@ def safety_plot(result: ReplayResult, figures: Figures) -> Figure:
     left.axhline(100 * result.policy.target, color=RED, ls="--", lw=1, label="target")
     left.margins(y=0.15)
     left.set_xlabel("horizon")
-    left.set_ylabel("forecasts exceeded, %")
+    left.set_ylabel("forecasts violated, %")
     left.legend(frameon=False, fontsize=8)
     waits = np.sort(result.waited[result.pods.offline]) / 60
     if len(waits):

@@ -21,9 +21,14 @@ COHORT_HEAD = (
     "champion, core-hours",
     "core-hours more",
     "minutes longer to the first start",
-    "forecasts exceeded more",
+    "forecasts violated more",
 )
 """Columns of `cohort_rows`; differences are challenger minus champion with 90 % intervals."""
+
+
+def model_name(version: str) -> str:
+    """A model as people read it: a registered version's number says nothing by itself."""
+    return f"version {version}" if version.isdecimal() else version
 
 
 def figure_rows(figures: Figures) -> list[tuple[str, str]]:

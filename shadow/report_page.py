@@ -10,7 +10,13 @@ from shadow.comparison_plots import cohorts_plot, rates_plot, reclaimed_plot
 from shadow.figures import Figures
 from shadow.page import Section, write_page
 from shadow.plots import balance_plot, cpu_plot, nodes_plot, safety_plot
-from shadow.report import COHORT_HEAD, cohort_rows, comparison_rows, comparison_sentences
+from shadow.report import (
+    COHORT_HEAD,
+    cohort_rows,
+    comparison_rows,
+    comparison_sentences,
+    model_name,
+)
 from shadow.result import ReplayResult
 from shadow.series import NodeSeries, node_series
 
@@ -23,7 +29,7 @@ def write_replay_page(
     Raises:
         SettingsError: the file cannot be written.
     """
-    title = f"Replay of {figures.trace}, forecasts by {figures.model_version}"
+    title = f"Replay of {figures.trace}, forecasts by {model_name(figures.model_version)}"
     sections = replay_sections(result, figures, node_series(result))
     write_page(path, title, [*sections, Section("Figures", rows=rows)])
 

@@ -15,9 +15,10 @@ from typer.testing import CliRunner
 from models.artifact import load_model, save_model
 from models.classical import CLASSICAL
 from models.cli import app
-from models.errors import ArchimedesError, RegistryError
+from models.errors import ArchimedesError, RegistryError, SettingsError
 from models.registry import Registry
 from models.shipped import shipped
+from models.store import MODEL_NAME
 from models.terminal import progress_bar
 from models.versions import FORECASTER_TAG, TARGET_TAG, TRACE_TAG, metric_lines
 from tests.mlflow_server import closed_port
@@ -43,6 +44,29 @@ def registry_with_two_versions(
         )
     monkeypatch.setenv("MLFLOW_TRACKING_URI", database_uri)
     return database_uri
+
+
+def test_list_tells_of_a_champion_that_was_made_by_hand(uri: str) -> None:
+    from mlflow import MlflowClient
+
+    run("promote", "1", "--reason", "the first")
+    assert "by hand" not in run("list")
+    MlflowClient(uri).set_registered_model_alias(MODEL_NAME, "champion", "2")
+    assert "Version 2 was made the champion by hand" in run("list")
+    run("promote", "2", "--reason", "reviewed in the pages")
+    said = run("list")
+    assert "by hand" not in said
+    assert "reviewed in the pages" in said
+    run("rollback", "--reason", "it evicts")
+    assert Registry(uri).alias("champion") == "1"
+
+
+@pytest.mark.parametrize("command", [("promote", "1"), ("rollback",)])
+def test_a_reason_that_says_nothing_is_refused(uri: str, command: tuple[str, ...]) -> None:
+    assert uri
+    result = CliRunner().invoke(app, [*command, "--reason", " "])
+    assert isinstance(result.exception, SettingsError)
+    assert "--reason is empty" in str(result.exception)
 
 
 def test_list_shows_versions_and_what_happened(uri: str) -> None:

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from archimedes.cli import assemble
 from archimedes.tune.arena import Arena, build_arena
+from archimedes.tune.report import headline
 from archimedes.tune.run import DAY, Outcome, Task, Tuned, split_days, tune
 from models.artifact import load_model
 from models.errors import ArchimedesError, RegistryError, TraceError
@@ -255,7 +256,7 @@ def test_a_policy_that_stays_as_it_was_is_not_registered(folder: Path) -> None:
 
 
 def test_the_found_policy_can_be_replayed(folder: Path, registered: Tuned) -> None:
-    """What `--out` wrote, replayed on the training days, reclaims what the search measured."""
+    """What `--out` wrote, replayed on the search days, reclaims what the search measured."""
     assert registered.best is not None
     file = folder / "policy.yaml"
     assert msgspec.yaml.decode(file.read_bytes(), type=Policy) == registered.best.policy
@@ -283,6 +284,21 @@ def test_the_table_says_whether_it_wins(folder: Path) -> None:
     shown = run("trainer", "tune", "--trace", str(folder / "tidal"), *QUICK, "--field", "ceiling")
     assert "ceiling" in shown
     assert "win" in shown or "nothing to judge" in shown
+
+
+def test_a_share_of_nothing_is_not_told(registered: Tuned) -> None:
+    assert registered.comparison is not None
+    nothing = msgspec.structs.replace(registered.comparison.champion, reclaimed_core_hours=0.0)
+    compared = msgspec.structs.replace(registered.comparison, champion=nothing)
+    nothing_given = "the given one reclaims nothing"
+    (line,) = (
+        line
+        for line in headline(msgspec.structs.replace(registered, comparison=compared))
+        if line.startswith("On the later days")
+    )
+    assert line.endswith("win: the given one reclaims nothing") or line.endswith(
+        "wins: the given one reclaims nothing"
+    )
 
 
 def test_a_registry_that_goes_meanwhile_loses_no_result(

@@ -164,7 +164,7 @@ def metrics_of(evaluation: Evaluation) -> dict[str, float]:
 def print_tables(evaluation: Evaluation, console: Console) -> None:
     """Print a table for each target and horizon, best pinball loss first, and the bar."""
     console.print(
-        f"{evaluation.trace}: {evaluation.machines} machines over {evaluation.seeds} seeds, "
+        f"{evaluation.trace}: {evaluation.machines} machines over {evaluation.seeds} seed(s), "
         f"the last {evaluation.test_days:g} days"
     )
     cells = dict.fromkeys((row.target, row.horizon_hours) for row in evaluation.rows)
@@ -266,9 +266,9 @@ def _table(evaluation: Evaluation, target: float, hours: int) -> Table:
         "severity",
         "pinball",
         "excess reserve",
-        "at frontier",
+        "reserve at frontier",
         "oracle share",
-        "at frontier",
+        "share at frontier",
     ):
         table.add_column(name, justify="right")
     cell = [r for r in evaluation.rows if (r.target, r.horizon_hours) == (target, hours)]
@@ -295,8 +295,8 @@ def _table(evaluation: Evaluation, target: float, hours: int) -> Table:
 def _sentence(evaluation: Evaluation, bar: Bar) -> str:
     return (
         f"{bar.horizon_hours} h at {bar.target:.0%}: {evaluation.learned} is "
-        f"{'' if bar.calibrated else 'not '}calibrated, has {bar.pinball_ratio:.2f} of the pinball "
-        f"loss of {bar.best_deployed}, {bar.reserve_ratio:.2f} of the excess reserve of "
+        f"{'' if bar.calibrated else 'not '}calibrated, has {bar.pinball_ratio:.2f} times the "
+        f"pinball loss of {bar.best_deployed}, {bar.reserve_ratio:.2f} times the excess reserve of "
         f"{bar.best_frontier} with hindsight, and saves {bar.multiple_over_batch:.2f} times what "
         "Koordinator's batch tier does by default."
     )

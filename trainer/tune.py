@@ -37,7 +37,7 @@ _MEASURED, _OF, _PROPOSAL = "measured", "of", "proposal"
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
-    """What a policy comes to on the training days.
+    """What a policy comes to on the search days.
 
     reclaimed_core_hours: to be as high as can be, a mean over the seeds. violation_rate,
     overload_rate: to be within the budget; None where there was nothing to judge.
@@ -160,7 +160,7 @@ def search_policy(
     """Measure policies until the study has as many as wanted, then simplify the winner.
 
     Simplifying puts each field that makes no difference back to its base value, so that the winner
-    differs only in what matters: what fits the training days by chance does not last.
+    differs only in what matters: what fits the search days by chance does not last.
 
     Args:
         study: of `study_of`.

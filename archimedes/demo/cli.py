@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -60,5 +61,8 @@ def demo(
         return
     print_table(Console(), title, lines)
     typer.echo(f"Page with the plots: {page.resolve()}")
-    typer.echo(f"Versions: archimedes models list --tracking-uri {outcome.tracking_uri}")
-    typer.echo(f"MLflow's pages: mlflow ui --backend-store-uri {outcome.tracking_uri}")
+    commands, registry = Path(sys.executable).parent, outcome.tracking_uri
+    typer.echo(f"Versions: {commands}/archimedes models list --tracking-uri {registry}")
+    typer.echo(
+        f"MLflow's pages: {commands}/mlflow server --workers 1 --backend-store-uri {registry}"
+    )

@@ -1,4 +1,4 @@
-"""Where policies are measured: replays of the training days."""
+"""Where policies are measured: replays of the search days."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from trainer.tune import Measured
 
 @dataclass(frozen=True, slots=True)
 class Arena:
-    """The training days, one scenario for each seed, and the model that forecasts in them."""
+    """The search days, one scenario for each seed, and the model that forecasts in them."""
 
     scenarios: tuple[Scenario, ...]
     options: tuple[ReplayOptions, ...]
@@ -40,7 +40,7 @@ class Arena:
 
 
 def build_arena(known: Trace, model: Model | None, options: ReplayOptions, seeds: int) -> Arena:
-    """The arena of a trace that ends where the training days do.
+    """The arena of a trace that ends where the search days do.
 
     Raises:
         TraceError: the trace does not cover the wanted period, or no pod is alive in it.

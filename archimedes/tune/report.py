@@ -13,7 +13,7 @@ from rich.table import Table
 from archimedes.tune.run import Days, Outcome, Tuned
 from shadow.page import Section, write_page
 from shadow.plots import BLUE, GREEN, GREY, RED, WIDTH, legend_above
-from shadow.report import comparison_sentences
+from shadow.report import comparison_sentences, model_name
 from shadow.report_page import comparison_sections
 from trainer.tune import Attempt, Budget
 
@@ -38,7 +38,7 @@ def write_report(path: Path, outcome: Outcome) -> None:
         SettingsError: the file cannot be written.
     """
     tuned = outcome.tuned
-    head = ("on the training days", "given", "found")
+    head = ("on the search days", "given", "found")
     plot = search_plot(outcome.attempts, tuned.base, tuned.best, tuned.budget)
     sections = [
         Section("The found policy", text=headline(tuned), rows=table_rows(tuned), head=head),
@@ -52,7 +52,7 @@ def write_report(path: Path, outcome: Outcome) -> None:
 def search_plot(
     attempts: Sequence[Attempt], base: Attempt, best: Attempt | None, budget: Budget
 ) -> Figure:
-    """Every policy on the training days: what it reclaims against what it violates."""
+    """Every policy on the search days: what it reclaims against what it violates."""
     figure = Figure(figsize=(WIDTH, 4.0), layout="constrained")
     axes = figure.add_subplot()
     for within, colour, name in ((True, GREEN, "within the budget"), (False, GREY, "above it")):
@@ -66,7 +66,7 @@ def search_plot(
             height = attempt.measured.reclaimed_core_hours
             axes.plot([rate], [height], marker, color=BLUE, ms=12, ls="none", label=name)
     axes.axvline(100 * budget.violation_rate, color=RED, ls="--", lw=1, label="budget")
-    axes.set_xlabel("forecasts exceeded, %")
+    axes.set_xlabel("forecasts violated, %")
     axes.set_ylabel("reclaimed, core-hours")
     axes.set_xlim(left=-0.02 * axes.get_xlim()[1])  # a mark at 0 is seen as a whole
     axes.grid(alpha=0.2)
@@ -80,7 +80,7 @@ def headline(tuned: Tuned) -> list[str]:
     lines = [
         f"{t.trials} policies on {_days(t.searched)}, {t.seeds} stream(s) of offline pods each",
         (
-            f"Accepted: {_percent(t.budget.violation_rate)} of forecasts exceeded, "
+            f"Accepted: {_percent(t.budget.violation_rate)} of forecasts violated, "
             f"{_percent(t.budget.overload_rate)} of node windows overloaded"
         ),
     ]
@@ -92,9 +92,9 @@ def headline(tuned: Tuned) -> list[str]:
             "The given policy is the best that was found: nothing to judge or to register.",
         ]
     gain, given = t.comparison.reclaimed_core_hours, t.comparison.champion.reclaimed_core_hours
-    share = gain.value / given if given else float("nan")
+    share = f"{gain.value / given:+.1%}" if given else "the given one reclaims nothing"
     verb = "wins" if t.wins else "does not win"
-    lines.append(f"On the later days ({_days(t.judged)}) the found policy {verb}: {share:+.1%}")
+    lines.append(f"On the later days ({_days(t.judged)}) the found policy {verb}: {share}")
     if t.model_saw_judged_days is None:
         lines.append(
             "The model was trained on another trace of the judged days: whether its forecasts "
@@ -121,7 +121,7 @@ def table_rows(tuned: Tuned) -> list[tuple[str, str, str]]:
         )
     figures: tuple[tuple[str, Callable[[Attempt], str]], ...] = (
         ("reclaimed, core-hours", lambda a: f"{a.measured.reclaimed_core_hours:,.1f}"),
-        ("forecasts exceeded", lambda a: _percent(a.measured.violation_rate)),
+        ("forecasts violated", lambda a: _percent(a.measured.violation_rate)),
         ("node windows overloaded", lambda a: _percent(a.measured.overload_rate)),
     )
     rows += [(name, shown(base), NONE if best is None else shown(best)) for name, shown in figures]
@@ -129,8 +129,9 @@ def table_rows(tuned: Tuned) -> list[tuple[str, str, str]]:
 
 
 def _table(tuned: Tuned) -> Table:
-    table = Table(title=f"{tuned.trace}, forecasts by {tuned.model_version}", title_justify="left")
-    for name in ("on the training days", "given", "found"):
+    by = model_name(tuned.model_version)
+    table = Table(title=f"{tuned.trace}, forecasts by {by}", title_justify="left")
+    for name in ("on the search days", "given", "found"):
         table.add_column(name)
     for row in table_rows(tuned):
         table.add_row(*row)

@@ -1,4 +1,4 @@
-"""Search on the training days, judge on the days after them, register what was found."""
+"""Search on the search days, judge on the days after them, register what was found."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ class Tuned(msgspec.Struct, frozen=True, kw_only=True):
     """What `trainer tune --json` prints.
 
     Fields:
-        searched, judged: the training days, and the later ones that the search never saw.
+        searched, judged: the search days, and the later ones that the search never saw.
         model_saw_judged_days: the model itself was trained on usage of the judged days; None where
             that is not known (`models.model.Training.saw`).
-        base, best: the given policy and the winner, as measured on the training days; best is None
+        base, best: the given policy and the winner, as measured on the search days; best is None
             where no policy keeps to the budget.
         changed: field -> (given, found).
         comparison: base (champion) and best (challenger) on the judged days; None where they are
@@ -89,7 +89,7 @@ class Task:
     """What to tune on what.
 
     space, trials: see `trainer.tune.Search`. violation_budget, overload_budget: None for what the
-    policy's target accepts, or what the given policy causes on the training days where that is
+    policy's target accepts, or what the given policy causes on the search days where that is
     more. jobs, dask: see `shadow.parallel.workers`. seeds: streams of offline pods, in the
     search and in judging. options: of every replay but for start and hours.
     """
@@ -122,7 +122,7 @@ class Outcome:
 def split_days(
     trace: Trace, search_days: float | None, judge_days: float | None
 ) -> tuple[Days, Days]:
-    """The training days, after as much history as a replay takes, and the days after them.
+    """The search days, after as much history as a replay takes, and the days after them.
 
     By default each gets half of what the usage covers, at most `MOST_DAYS`.
 
@@ -153,7 +153,7 @@ def split_days(
 def tune(task: Task, step: Step) -> Outcome:
     """Search, then judge the winner against the given policy on the later days.
 
-    The search gets the trace as it was known when the training days ended, so neither pods nor
+    The search gets the trace as it was known when the search days ended, so neither pods nor
     usage of the judged days can reach it.
 
     Raises:
@@ -275,7 +275,7 @@ def _accepted(task: Task) -> tuple[Dimension, ...]:
     """The space with targets up to the base's own, or to the given budget where that is more.
 
     Forecasts calibrate themselves towards the target as time goes on, so a higher one will be
-    violated as often in the end, however seldom it was on a few training days.
+    violated as often in the end, however seldom it was on a few search days.
     """
     most = max(task.base.target, task.violation_budget or 0.0)
     capped = [replace(d, high=min(d.high, most)) if d.name == "target" else d for d in task.space]
@@ -295,7 +295,7 @@ def _budget(task: Task, arena: Arena) -> Budget:
 
 
 def _metrics(tuned: Tuned) -> dict[str, float]:
-    """What MLflow shows: the winner on the training days, and on the judged ones."""
+    """What MLflow shows: the winner on the search days, and on the judged ones."""
     found: dict[str, float] = {}
     if tuned.best is not None:
         for name, value in msgspec.to_builtins(tuned.best.measured).items():
