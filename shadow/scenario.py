@@ -272,10 +272,26 @@ def _jobs(
     own = trace.pods.filter(pl.col("tier") == "offline")
     if own.height == 0:
         there = fleet.presence(start, stop - start, 1)[:, 0]
-        idle = max(float((fleet.millicpu * there).sum()) / 1000 - _busy(grid, start), 0.0)
-        own = offline_pods(options.seed, start, stop, options.offline_load * idle)
+        own = generated_jobs(
+            grid, float((fleet.millicpu * there).sum()) / 1000, start, stop, options
+        )
     arrival = pl.col("start").dt.epoch("s")
     return own.filter((arrival >= start) & (arrival < stop))
+
+
+def generated_jobs(
+    grid: UsageGrid, cores: float, start: int, stop: int, options: ReplayOptions
+) -> pl.DataFrame:
+    """Offline pods for a trace without any, as rows of pods.parquet: `ReplayOptions.offline_load`.
+
+    Args:
+        grid: the online pods' usage.
+        cores: allocatable CPU of the nodes.
+        start, stop: between which they arrive, seconds since the epoch.
+        options: of the replay.
+    """
+    idle = max(cores - _busy(grid, start), 0.0)
+    return offline_pods(options.seed, start, stop, options.offline_load * idle)
 
 
 def _busy(grid: UsageGrid, start: int) -> float:

@@ -18,6 +18,7 @@ from models.kube.types import Node, Pod
 from models.policy import HORIZONS
 from shadow.events import ARRIVAL, END, Timeline
 from shadow.kube_scheduler import Request
+from shadow.no_room import NoRoom
 from shadow.options import ReplayOptions
 from shadow.recorder import Recorder
 from shadow.result import Ending, ReplayResult, State
@@ -29,6 +30,12 @@ Progress = Callable[[float], None]
 QUEUE_SECONDS = 100
 """Simulated seconds between looks at the pods that wait. kube-scheduler looks after at most 10, and
 at every event; a minute delays a pod by half of one, and costs a tenth of the decisions."""
+
+_ANYWHERE = 0
+"""The one kind of constraints that pods have here: none."""
+
+_NOT_ASKED = -1
+"""In place of `Runs.free`, which no figure reads and which would cost a snapshot for each pod."""
 
 
 class SimulatedClock:
@@ -171,15 +178,13 @@ class Drive:
 
     def _start(self, pod: int, row: int, time: int) -> None:
         pods = self._scenario.pods
-        free = -1
         if pods.offline[pod]:
             end = time + int(pods.duration[pod])
-            free = self._free(row, int(pods.horizon[pod]))
         else:
             end = int(pods.gone[pod])
             self._usage.place(row, int(pods.grid[pod]), time)
         self._scheduler.nodes.add(row, self._objects[pod][1])
-        run = self._record.started(pod, row, time, free)
+        run = self._record.started(pod, row, time, _NOT_ASKED)
         self._running[pod] = run
         self._timeline.end_at(end, run)
 
@@ -208,18 +213,16 @@ class Drive:
         A pod is passed over where one before it was refused that asked for no more, for no longer:
         kube-scheduler would only hear the same.
         """
-        refused: list[tuple[Request, int]] = []
+        no_room = NoRoom()
         pods = self._scenario.pods
         for pod in list(self._waiting):
-            need = (self._objects[pod][1], int(pods.horizon[pod]))
+            need = (self._objects[pod][1], int(pods.horizon[pod]), _ANYWHERE)
             if not pods.offline[pod] and pods.gone[pod] <= time:
                 del self._waiting[pod]
                 self._cluster.delete_pod(NAMESPACE, pods.names[pod])
                 self._record.state[pod] = State.MISSED
-            elif not any(_no_harder(other, need) for other in refused) and not await self._attempt(
-                pod, time
-            ):
-                refused.append(need)
+            elif not no_room.covers(*need) and not await self._attempt(pod, time):
+                no_room.note(*need)
 
     def _forecast(self) -> Floats:
         """The forecasts in force, [N, H] cores, in the order of the scenario's nodes."""
@@ -228,18 +231,3 @@ class Drive:
         if (rows < 0).any():
             raise ArchimedesError("the extender does not know a node of the demo")
         return snapshot.forecast[rows].reshape(-1, len(HORIZONS))
-
-    def _free(self, row: int, horizon: int) -> int:
-        snapshot = self._server.state.snapshot(self._clock())
-        return int(snapshot.free[snapshot.index[self._scenario.fleet.names[row]], horizon])
-
-
-def _no_harder(refused: tuple[Request, int], need: tuple[Request, int]) -> bool:
-    """Whether what was refused asked for no more of anything, for no longer."""
-    one, other = refused[0], need[0]
-    return (
-        one.millicpu <= other.millicpu
-        and one.memory <= other.memory
-        and one.extended <= other.extended
-        and refused[1] <= need[1]
-    )

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
 import polars as pl
 
 from models.constraints import POD_JSON
 from models.errors import TraceError
-from models.generator import ClusterSpec, generate_trace, offline_pods
+from models.generator import ClusterSpec, generate_trace
 from models.grid import WINDOW
 from models.trace import Trace, known_at, usage_grid
 from shadow.options import ReplayOptions
-from shadow.scenario import GIB, Scenario, build_scenario
+from shadow.scenario import GIB, Scenario, build_scenario, generated_jobs
 
 TRIAL_HOURS = 24
 """What the shadow compares on: the day before the promotion, with all its hours."""
@@ -45,10 +44,6 @@ class World:
         """What happens while the extender serves."""
         return build_scenario(self.trace, self.options)
 
-
-OFFERED = 0.75
-"""Offline work that is offered to a trace without any, as a share of the CPU that online pods left
-idle before the demo: about what a good forecast gives back, so that there is mostly work to do."""
 
 LEAST_PODS = 5
 """Online pods that a demo needs: fewer make no cluster, and nothing to learn from."""
@@ -94,10 +89,8 @@ def build_world(trace: Trace, hours: float, nodes: int | None, seed: int) -> Wor
     if not same:
         pods = pods.with_columns(node=pl.lit(None, pl.String))
     if (pods["tier"] == "online").all():
-        before = grid.cpu[:, : grid.column(trial)]
-        used = float(np.nansum(before)) / before.shape[1]
-        load = OFFERED * max(float(fleet.millicpu.sum()) / 1000 - used, 0.0)
-        jobs = offline_pods(seed, trial, stop, load)
+        cores = float(fleet.millicpu.sum()) / 1000
+        jobs = generated_jobs(grid, cores, trial, stop, options)
         pods = pl.concat([pods, jobs], how="diagonal")
     laid = replace(trace, nodes=frame, pods=pods)
     options = ReplayOptions(seed=seed, start=start, hours=span / 3600)
