@@ -55,7 +55,7 @@ from models.model import Model
 from models.prometheus import PrometheusSource
 from models.rolling import Forecast
 from models.shipped import shipped
-from models.usage_source import PrometheusSettings
+from models.usage_source import PrometheusSettings, UsageBlock
 from tests.controlplane.backfill import cumulated, write_openmetrics
 from tests.controlplane.process import wait_until
 from tests.controlplane.prometheus import Prometheus
@@ -389,6 +389,33 @@ async def test_a_process_that_works_for_long_says_so(monkeypatch: pytest.MonkeyP
         with pytest.raises(ForecastingError, match="did not answer in time"):
             await answer  # but nobody waits for ever
         assert not alive(pid)
+
+
+async def test_a_past_that_takes_long_to_read_is_read_in_several_refreshes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[int] = []
+
+    class Slow:
+        async def read(self, start: int, windows: int) -> UsageBlock:
+            asked.append(start)
+            return UsageBlock(start, ("default/a",), np.ones((1, windows), np.float32))
+
+        async def close(self) -> None:
+            pass
+
+    forecasting = ThreadForecasting(Slow(), PrometheusSettings(history_days=7))
+    await forecasting.follow(all_pods())
+    loop = asyncio.get_running_loop()
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "time", lambda: 100.0 * len(asked))  # seconds that a query takes
+        times, queries = set(), []
+        for _ in range(4):
+            times.add((await forecasting.read_usage(NOW)).time)
+            queries.append(len(asked))
+    assert queries == [3, 6, 7, 7]  # one for each day, of 100 s: no fourth begins after 240 s
+    assert asked == sorted(asked, reverse=True)
+    assert times == {asked[0] + 86_400}
 
 
 async def test_a_process_that_cannot_begin_is_an_error(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,7 +14,7 @@ from models.arrays import Floats32
 from models.classical import classical
 from models.grid import DAY, WEEK, WINDOW
 from models.shipped import shipped
-from models.usage_source import PrometheusSettings, UsageBlock
+from models.usage_source import PrometheusSettings, UsageBlock, UsageError
 from models.usage_store import UsageReader, UsageStore
 
 START = 1_700_000_100  # a multiple of 300
@@ -127,3 +128,87 @@ async def test_usage_is_read_anew_after_the_clock_was_ahead() -> None:
     await reader.catch_up(source.known, frozenset(KEYS[:1]))
     assert store.time == store.fresh == source.known
     assert np.isfinite(store.take(KEYS[:1])[:, -DAY:]).all()  # the past as well
+
+
+class Unreadable:
+    """A source whose windows from ``first`` to ``last`` (seconds) cannot be read."""
+
+    def __init__(self, first: int, last: int) -> None:
+        self.first, self.last = first, last
+        self.pods: list[str] = KEYS[:1]
+        self.asked = 0
+        self.given = 0  # windows
+
+    async def read(self, start: int, windows: int) -> UsageBlock:
+        self.asked += 1
+        if start < self.last and start + windows * WINDOW > self.first:
+            raise UsageError("a store gateway is down")
+        self.given += windows
+        return UsageBlock(start, self.pods, np.ones((len(self.pods), windows), np.float32))
+
+    async def close(self) -> None:
+        pass
+
+
+async def refreshed(reader: UsageReader, source: Unreadable, time: int) -> bool:
+    """Whether all went well."""
+    try:
+        await reader.catch_up(time, frozenset(source.pods))
+    except UsageError:
+        return False
+    return True
+
+
+async def test_a_window_that_cannot_be_read_takes_little_beside_it() -> None:
+    now = START + 7 * 86_400
+    bad = now - 20 * 3600
+    source, store = Unreadable(bad, bad + WINDOW), UsageStore()
+    reader = UsageReader(source, store, PrometheusSettings(delay_seconds=0))
+    for number in range(12):  # an hour
+        assert not await refreshed(reader, source, now + number * WINDOW)
+    assert store.time == now + 11 * WINDOW
+    missing = np.isnan(store.take(KEYS[:1])[0])
+    assert missing.sum() == 9  # a day of 288 windows in two, five times
+    source.last = 0
+    assert await refreshed(reader, source, now + 12 * WINDOW)
+    assert np.isfinite(store.take(KEYS[:1])).all()
+
+
+async def test_an_outage_is_made_up_for_without_asking_for_a_window_many_times() -> None:
+    source, store = Unreadable(0, 0), UsageStore()
+    reader = UsageReader(source, store, PrometheusSettings(history_days=1, delay_seconds=0))
+    assert await refreshed(reader, source, START)
+    source.last, before = START + 86_400, source.given
+    for number in range(1, 145):  # half a day
+        assert not await refreshed(reader, source, START + number * WINDOW)
+    source.last = 0
+    assert await refreshed(reader, source, START + 145 * WINDOW)
+    assert np.isfinite(store.take(KEYS[:1])[:, -DAY:]).all()
+    assert source.given - before == 145 * 3  # each with the two before it
+
+
+async def test_pods_that_are_gone_are_forgotten_while_a_part_of_the_past_cannot_be_read() -> None:
+    source, store = Unreadable(START - 3 * 86_400, START - 3 * 86_400 + WINDOW), UsageStore()
+    reader = UsageReader(source, store, PrometheusSettings(delay_seconds=0))
+    for number in range(48):
+        source.pods = [f"default/job-{number}-{at}" for at in range(20)]
+        await refreshed(reader, source, START + number * WINDOW)
+    assert len(store) < 20 * 16  # those of an hour, and of three windows that are read again
+
+
+async def test_what_takes_too_long_to_read_goes_on_the_next_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source, store = Unreadable(0, 0), UsageStore()
+    reader = UsageReader(source, store, PrometheusSettings(delay_seconds=0))
+    loop = asyncio.get_running_loop()
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "time", lambda: 60.0 * source.asked)  # a query takes a minute
+        await reader.catch_up(START, frozenset(KEYS[:1]), patience=120.0)
+        assert source.asked == 2
+        assert np.isfinite(store.take(KEYS[:1])).sum() == 2 * DAY
+        assert np.isfinite(store.take(KEYS[:1])[:, -DAY:]).all()  # the newest first
+        for _ in range(3):
+            await reader.catch_up(START, frozenset(KEYS[:1]), patience=120.0)
+    assert np.isfinite(store.take(KEYS[:1])).all()
+    assert source.asked == 7
