@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import msgspec
 import numpy as np
+from aiohttp.hdrs import METH_POST
 
 from models.arrays import Floats32
 from models.errors import SettingsError
@@ -48,6 +49,9 @@ class _Answer(msgspec.Struct):
     data: _Matrix | None = None
     error: str = ""
     warnings: list[str] | None = None
+    is_partial: bool = msgspec.field(
+        name="isPartial", default=False
+    )  # VictoriaMetrics' word for it
 
 
 # Samples are texts ("0.25", "NaN"); without strictness they are read as numbers.
@@ -80,12 +84,15 @@ def _rate(settings: PrometheusSettings, seconds: int) -> str:
     """The rate of cAdvisor's counter over so many seconds, for each pod.
 
     ``container!=""`` leaves out the sums that cAdvisor also reports for pods and for the machine,
-    and ``container!="POD"`` the pause containers of older runtimes; else CPU would count twice.
+    and ``container!="POD"`` the pause containers of older runtimes; else CPU would count twice. So
+    it would where two servers or two jobs scrape a container: the highest of its rates counts. A
+    container that restarts has another ``id``, and the rates of both are added up.
     """
     series = selector(
         "container_cpu_usage_seconds_total", settings, 'container!=""', 'container!="POD"'
     )
-    return f"sum by (namespace,pod) (rate({series}[{seconds}s]))"
+    each = f"max by (namespace,pod,container,id) (rate({series}[{seconds}s]))"
+    return f"sum by (namespace,pod) ({each})"
 
 
 def _quoted(value: str) -> str:
@@ -119,7 +126,7 @@ class PrometheusSource:
     async def series(self, query: str, first: int, last: int, *, step: int) -> list[Series]:
         """What a query returns at ``first``, ``first + step`` ... ``last``. Raises UsageError.
 
-        An answer with warnings is refused: some series may be missing in it.
+        An answer with warnings, or one that says it is partial, is refused: series may be missing.
         """
         status, body = await self._ask(query, first, last, step=step)
         return list(chain.from_iterable(self._parse(status, body)))
@@ -161,6 +168,11 @@ class PrometheusSource:
         async with self._session.post(
             self._url, data=form, headers=headers, ssl=self._tls
         ) as answer:
+            if answer.method != METH_POST:  # 307 and 308 keep it, other redirects drop the query
+                target = answer.url.with_user(None).with_query(None)
+                raise UsageError(
+                    f"{self._server} redirects to {target}; name the address of Prometheus there"
+                )
             async for part in answer.content.iter_any():
                 body += part
                 if len(body) > MAX_ANSWER:
@@ -178,6 +190,8 @@ class PrometheusSource:
             raise UsageError(f"{self._server} answered {status}: {answer.error[:_MAX_TEXT]}")
         if answer.warnings:
             raise UsageError(f"{self._server} answered in part: {answer.warnings[0][:_MAX_TEXT]}")
+        if answer.is_partial:
+            raise UsageError(f"{self._server} answered in part: some of its storage is unavailable")
         yield answer.data.result
         for piece in pieces:
             yield self._decode(_piece, piece, status)

@@ -29,7 +29,8 @@ class PrometheusSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
 
     query: str = ""
     """PromQL whose result is one series of cores for each pod, with labels namespace and pod.
-    Empty: the rate of container_cpu_usage_seconds_total; cluster_label is then added to it."""
+    Empty: the rate of container_cpu_usage_seconds_total, the highest where a container is scraped
+    more than once; cluster_label is then added to it."""
 
     history_days: Annotated[int, Meta(ge=1, le=7)] = 7
     """Days of usage that are read at the start. Forecasters look back a week at most; fewer days
