@@ -199,10 +199,9 @@ class Calls:
         policy = self._state.policy
         uids = {name: set(of.uids) - {pod.uid} for name, of in victims.items()}
         reasons = rooms(snapshot, pod.ask, uids, self._state.ledger.get)
+        texts = {reason: explain(reason, pod.ask, policy) for reason in set(reasons.values())}
         return {
-            name: explain(reason, pod.ask, policy)
-            for name, reason in reasons.items()
-            if reason is not Reason.FITS
+            name: texts[reason] for name, reason in reasons.items() if reason is not Reason.FITS
         }
 
     def _decided(self, sent: OfferedPod, names: list[str]) -> Latest | None:

@@ -14,7 +14,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from extender.wire import MAX_MESSAGE, BadRequestError
+from extender.wire import MAX_MESSAGE, BadRequestError, check_containers, check_nodes
 from models.kube import types as kube_types
 
 _Violations = Annotated[int, Meta(ge=0, le=2**63 - 1)]
@@ -82,6 +82,8 @@ def decode_preemption(body: bytes) -> Proposal:
         args = _args.decode(body)
     except (ValueError, RecursionError) as e:
         raise BadRequestError(f"not an ExtenderPreemptionArgs object: {e}"[:MAX_MESSAGE]) from e
+    check_containers(args.pod)
+    check_nodes(len(args.full or ()) + len(args.meta or ()))
     victims: dict[str, Victims] = {}
     for name, full in (args.full or {}).items():
         if full is not None:

@@ -15,6 +15,13 @@ from models.kube import types as kube_types
 MAX_MESSAGE = 1000
 """Characters of an error text at most; kube-scheduler writes them into events."""
 
+MAX_NODES = 100_000
+"""Nodes of a request; Kubernetes is built for 5,000. They are answered for in tenths of a second,
+in which nobody else is, and a body has room for millions."""
+
+MAX_CONTAINERS = 10_000
+"""Containers of a pod, for the same reason; kubelets run hundreds."""
+
 
 class BadRequestError(ValueError):
     """A body that is not what the protocol says; answered with 400."""
@@ -85,9 +92,11 @@ def decode_args(body: bytes) -> ExtenderArgs:
         BadRequestError: it is no such request.
     """
     try:
-        return _args.decode(body)
+        args = _args.decode(body)
     except (ValueError, RecursionError) as e:
         raise BadRequestError(f"not an ExtenderArgs object: {e}"[:MAX_MESSAGE]) from e
+    check_containers(args.pod)
+    return args
 
 
 def decode_binding(body: bytes) -> BindingArgs:
@@ -106,16 +115,35 @@ def offered(args: ExtenderArgs) -> Offer:
     """The nodes that a request offers; none where it names none.
 
     Raises:
-        BadRequestError: a node object is malformed.
+        BadRequestError: a node object is malformed, or there are more than `MAX_NODES`.
     """
     if args.node_names is not None or args.nodes is None:
-        return Offer(args.node_names or [], None)
+        names = args.node_names or []
+        check_nodes(len(names))
+        return Offer(names, None)
     objects = args.nodes.items or []
+    check_nodes(len(objects))
     try:
         nodes = [_node.decode(raw) for raw in objects]
     except (ValueError, RecursionError) as e:
         raise BadRequestError(f"not a Node object: {e}"[:MAX_MESSAGE]) from e
     return Offer([(node.metadata and node.metadata.name) or "" for node in nodes], objects)
+
+
+def check_nodes(count: int) -> None:
+    """Raises BadRequestError where a request has more than `MAX_NODES`."""
+    if count > MAX_NODES:
+        raise BadRequestError(
+            f"{count} nodes in one request, more than {MAX_NODES}; Kubernetes is built for 5000"
+        )
+
+
+def check_containers(pod: kube_types.Pod) -> None:
+    """Raises BadRequestError where a pod has more than `MAX_CONTAINERS`."""
+    spec = pod.spec or kube_types.PodSpec()
+    count = len(spec.containers or ()) + len(spec.init_containers or ())
+    if count > MAX_CONTAINERS:
+        raise BadRequestError(f"the pod has {count} containers, more than {MAX_CONTAINERS}")
 
 
 def encode_filter(

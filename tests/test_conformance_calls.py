@@ -18,6 +18,7 @@ import pytest
 
 from extender.memory import MemoryCluster
 from extender.ports import ClusterError
+from extender.wire import MAX_CONTAINERS, MAX_NODES
 from tests.extender_world import Json, args, as_pod, pod_json
 from tests.http_world import Caller, serving
 
@@ -116,6 +117,42 @@ async def test_case_25_a_body_over_the_limit_is_a_413_that_names_the_setting() -
         assert reply.status == 413
         assert reply.body == (b"the request's body is larger than max_body_bytes, 2097152 bytes\n")
         assert (await caller.filter(pod_json("p", 1)))["NodeNames"] == ["n1", "n2"]
+
+
+@pytest.mark.parametrize(
+    ("verb", "body"),
+    [
+        ("filter", args(pod_json("p", 1), ["n1"] * (MAX_NODES + 1))),
+        ("prioritize", args(pod_json("p", 1), nodes=[{}] * (MAX_NODES + 1))),
+        (
+            "preempt",
+            {"Pod": {}, "NodeNameToVictims": dict.fromkeys(map(str, range(MAX_NODES + 1)))},
+        ),
+    ],
+)
+async def test_more_nodes_than_any_cluster_has_are_a_400(
+    caller: Caller, verb: str, body: Json
+) -> None:
+    reply = await caller.send(verb, orjson.dumps(body))
+    assert reply.status == 400
+    assert reply.body == (
+        b"100001 nodes in one request, more than 100000; Kubernetes is built for 5000\n"
+    )
+
+
+@pytest.mark.parametrize("verb", ["filter", "prioritize", "preempt"])
+async def test_more_containers_than_any_pod_has_are_a_400(caller: Caller, verb: str) -> None:
+    half = MAX_CONTAINERS // 2
+    for count, status in ((half, 200), (half + 1, 400)):
+        pod = {"spec": {"containers": [{}] * half, "initContainers": [{}] * count}}
+        reply = await caller.send(verb, orjson.dumps(args(pod, ["n1"])))
+        assert reply.status == status
+    assert reply.body == b"the pod has 10001 containers, more than 10000\n"
+
+
+async def test_the_most_nodes_are_answered(caller: Caller) -> None:
+    names = ["n1", *map(str, range(MAX_NODES - 1))]
+    assert (await caller.filter(pod_json("p", 1), names))["NodeNames"] == ["n1"]
 
 
 @pytest.mark.parametrize(

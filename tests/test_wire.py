@@ -22,7 +22,7 @@ from extender.wire import (
     encode_prioritize,
     offered,
 )
-from models.kube.quantity import MAX, QuantityError, cores, whole
+from models.kube.quantity import MAX, QuantityError, cores, parse_quantity, whole
 from models.kube.types import Pod, version_of
 from tests.extender_world import RESOURCE, Json, as_node, as_pod, container, node_json, pod_json
 
@@ -55,6 +55,8 @@ def with_containers(containers: list[Json] | None, **spec: object) -> Json:
         ("1E3", 1000),
         ("3E", MAX),  # exa, more than any node has
         ("1e999", MAX),
+        (f"0.{'0' * 50}1e999", MAX),
+        ("0e-999", 0),
         ("+5", 5),
     ],
 )
@@ -73,10 +75,26 @@ def test_what_is_no_whole_quantity(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("4", 4.0), ("3920m", 3.92), ("0.1", 0.1), ("1u", 0.001), ("100n", 0.001), ("-3", 0.0)],
+    [
+        ("4", 4.0),
+        ("3920m", 3.92),
+        ("0.1", 0.1),
+        ("1u", 0.001),
+        ("100n", 0.001),
+        ("-3", 0.0),
+        ("1e-999", 0.001),  # an API server rounds it up to 1n
+        ("1e999", MAX / 1000),
+    ],
 )
 def test_cpu_is_rounded_up_to_millicores(text: str, value: float) -> None:
     assert cores(text) == value
+
+
+def test_an_exponent_makes_no_quantity_slow() -> None:
+    for text in ("7e999", "7e-999"):
+        value = parse_quantity(text)
+        assert max(value.numerator, value.denominator) < 10**100
+        assert (value > MAX, value < 1e-9) == ("-" not in text, "-" in text)
 
 
 # Durations

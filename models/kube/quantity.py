@@ -12,6 +12,10 @@ _FORM = re.compile(
 _MAX_LENGTH = 64
 """Longer texts are no quantities that an API server would have let in."""
 
+_MAX_EXPONENT = 99
+"""Beyond it nothing changes: every text of that length is more than `MAX`, or less than a nano,
+which an API server rounds up. Powers of 999 would take fifty times as long."""
+
 _SCALE = {
     "n": Fraction(1, 10**9),
     "u": Fraction(1, 10**6),
@@ -29,7 +33,7 @@ class QuantityError(ValueError):
 
 
 def parse_quantity(text: str) -> Fraction:
-    """The exact value of a quantity.
+    """The exact value of a quantity; exponents count as 99, or -99, at most.
 
     Raises:
         QuantityError: it is not one.
@@ -38,8 +42,10 @@ def parse_quantity(text: str) -> Fraction:
     if match is None:
         raise QuantityError(f"{text[:_MAX_LENGTH]!r} is not a quantity")
     number, exponent, suffix = match.groups()
-    scale = Fraction(10) ** int(exponent[1:]) if exponent else _SCALE.get(suffix, Fraction(1))
-    return Fraction(number) * scale
+    if exponent:
+        power = max(min(int(exponent[1:]), _MAX_EXPONENT), -_MAX_EXPONENT)
+        return Fraction(number) * Fraction(10) ** power
+    return Fraction(number) * _SCALE.get(suffix, Fraction(1))
 
 
 @lru_cache(maxsize=4096)
