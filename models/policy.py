@@ -56,12 +56,14 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     spread_weight: Annotated[float, Meta(ge=0, le=1_000_000)] = 4.0
     """Weight of how few siblings run on a node and in its zone, where a replica is left one node.
-    4 is to the default weights of an online pod's rank, 2 in total, what kube-scheduler's weight
-    of its spread is to that of what pods leave free; higher spreads replicas more evenly."""
+    4, beside an online pod's default weights of 2 in total, keeps the proportion that
+    kube-scheduler has between its spread and its score for free CPU; higher spreads replicas more
+    evenly."""
 
     rebuild_weight: Annotated[float, Meta(ge=0, le=1_000_000)] = 1.0
     """Added to the node of a predecessor for a pod that asks to be rebuilt in place. 1 is worth a
-    whole empty node; higher than all other weights together makes it the best node always."""
+    whole empty node to an offline pod and half of one to an online pod, whose two weights add up to
+    2; higher than all other weights together makes it the best node always."""
 
     hot_share: Annotated[float, Meta(gt=0, le=1)] = 0.9
     """Share of allocatable CPU above which a node is hot, by its usage now or its forecast peak.

@@ -162,8 +162,7 @@ class PrometheusSource:
             self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None))
         headers = {}
         if self._settings.token_file:
-            token = await asyncio.to_thread(Path(self._settings.token_file).read_text)
-            headers["Authorization"] = f"Bearer {token.strip()}"
+            headers["Authorization"] = f"Bearer {await asyncio.to_thread(self._token)}"
         body = bytearray()
         async with self._session.post(
             self._url, data=form, headers=headers, ssl=self._tls
@@ -181,6 +180,14 @@ class PrometheusSource:
                         "narrow the query to what is needed of it"
                     )
             return answer.status, body
+
+    def _token(self) -> str:
+        file = self._settings.token_file
+        try:
+            return Path(file).read_text().strip()
+        except (OSError, UnicodeDecodeError) as e:
+            why = getattr(e, "strerror", None) or "it is no text"
+            raise UsageError(f"the token file {file} cannot be read: {why}") from e
 
     def _parse(self, status: int, body: bytearray) -> Iterator[list[Series]]:
         """Read an answer, of which a piece at a time is in the interpreter's hands."""

@@ -67,7 +67,8 @@ Hours = Annotated[
     float | None,
     typer.Option(
         "--hours",
-        help="How long to decide for, at most what the trace covers. Default: 24; of a trace without usage, all.",
+        help="How long to decide for, at most what the trace covers. Default: 24; of a trace "
+        "without usage, all.",
     ),
 ]
 Seed = Annotated[

@@ -144,7 +144,7 @@ async def test_more_nodes_than_any_cluster_has_are_a_400(
 async def test_more_containers_than_any_pod_has_are_a_400(caller: Caller, verb: str) -> None:
     half = MAX_CONTAINERS // 2
     for count, status in ((half, 200), (half + 1, 400)):
-        pod = {"spec": {"containers": [{}] * half, "initContainers": [{}] * count}}
+        pod: Json = {"spec": {"containers": [{}] * half, "initContainers": [{}] * count}}
         reply = await caller.send(verb, orjson.dumps(args(pod, ["n1"])))
         assert reply.status == status
     assert reply.body == b"the pod has 10001 containers, more than 10000\n"

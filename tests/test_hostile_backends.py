@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -204,6 +205,18 @@ async def test_a_prometheus_that_is_not_there_is_named_with_the_reason() -> None
         await source.read(0, 1)
     await source.close()
     assert "secret" not in str(raised.value)
+
+
+async def test_a_token_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    settings = PrometheusSettings(url="http://127.0.0.1:1", token_file=str(token))
+    source = PrometheusSource(settings)
+    for why in ("No such file or directory", "it is no text"):
+        with pytest.raises(UsageError) as raised:
+            await source.read(0, 1)
+        assert str(raised.value) == f"the token file {token} cannot be read: {why}"
+        token.write_bytes(b"\xff")
+    await source.close()
 
 
 class NoUsage:
