@@ -41,7 +41,8 @@ class Resolved:
 class _Members:
     """Which pods were on which node at some decisions; ``pod`` follows the latest rows.
 
-    A pod that has left the histories has ended: its edge is dropped, it uses nothing.
+    A pod that has left its node has ended there, also where one of its name is on another, as a
+    StatefulSet's may be: its edge is dropped, it uses nothing.
     """
 
     pod: Ints
@@ -100,10 +101,13 @@ class SavedDecision(msgspec.Struct, frozen=True, array_like=True):
 class Saved(msgspec.Struct, frozen=True, array_like=True):
     """What an `Awaited` knows, for another one to go on from.
 
-    pods, seen: of the last history. members: pods as differences, nodes, and how many these are.
+    pods, seen: of the last history; nodes, home: names of its nodes, and of each pod's the index.
+    members: pods as differences, nodes, and how many these are.
     """
 
     pods: tuple[str, ...]
+    nodes: tuple[str, ...]
+    home: Packed
     seen: int
     members: list[tuple[Packed, Packed, int]]
     decisions: list[SavedDecision]
@@ -122,12 +126,24 @@ class Awaited:
         self._ends = np.array(horizons, np.int64) * 3600  # seconds after which each has passed
         self._decisions: list[_Decision] = []
         self._pods = _names(())
+        self._home = _names(())  # each pod's node
         self._seen = 0  # end of the last window that was looked at
 
-    def learn(self, history: History, pods: Sequence[str]) -> list[Resolved]:
-        """Extend the peaks by a history's new windows; what has resolved by them."""
-        self._follow(_names(pods))
-        settled = history.time - history.time % WINDOW - LATE * WINDOW
+    def is_ahead_of(self, time: int) -> bool:
+        """Whether windows were looked at that cannot be known at a time: the clock was ahead."""
+        return _settled(time) < self._seen
+
+    def learn(self, history: History, pods: Sequence[str], nodes: Sequence[str]) -> list[Resolved]:
+        """Extend the peaks by a history's new windows; what has resolved by them.
+
+        Args:
+            history: each of its pods is on one node.
+            pods, nodes: their names.
+        """
+        home = np.empty(len(pods), np.object_)
+        home[history.pod] = _names(nodes)[history.node]
+        self._follow(_names(pods), home)
+        settled = _settled(history.time)
         since, self._seen = self._seen, max(settled, self._seen)
         width = history.usage.shape[1]
         count = (settled - since) // WINDOW
@@ -173,8 +189,11 @@ class Awaited:
         """What another one needs to go on from here."""
         members = self._members()
         index = {id(each): at for at, each in enumerate(members)}
+        nodes = {name: at for at, name in enumerate(dict.fromkeys(self._home.tolist()))}
         return Saved(
             tuple(self._pods.tolist()),
+            tuple(nodes),
+            Packed.smallest(np.array([nodes[name] for name in self._home], np.int64)),
             self._seen,
             [
                 (Packed.smallest(np.diff(m.pod, prepend=0)), Packed.smallest(m.node), m.nodes)
@@ -195,6 +214,7 @@ class Awaited:
     def resume(self, saved: Saved) -> None:
         """Go on from where another one was."""
         self._pods, self._seen = _names(saved.pods), saved.seen
+        self._home = _names(saved.nodes)[saved.home.array()]
         members = [
             _Members(np.cumsum(pod.array(), dtype=np.int64), node.array().astype(np.int64), nodes)
             for pod, node, nodes in saved.members
@@ -224,16 +244,17 @@ class Awaited:
         whole[:, self._open(made)] = columns
         return whole
 
-    def _follow(self, pods: NDArray[np.object_]) -> None:
+    def _follow(self, pods: NDArray[np.object_], home: NDArray[np.object_]) -> None:
         """Let all remembered members point to the rows of the newest pods."""
-        if np.array_equal(pods, self._pods):
+        if np.array_equal(pods, self._pods) and np.array_equal(home, self._home):
             return
-        row_of = {name: row for row, name in enumerate(pods)}
-        moved = np.array([row_of.get(name, -1) for name in self._pods], np.int64)
+        row_of = {place: row for row, place in enumerate(zip(pods, home, strict=True))}
+        before = zip(self._pods, self._home, strict=True)
+        moved = np.array([row_of.get(place, -1) for place in before], np.int64)
         for members in self._members():
             rows = moved[members.pod]
             members.pod, members.node = rows[rows >= 0], members.node[rows >= 0]
-        self._pods = pods
+        self._pods, self._home = pods, home
 
     def _extend(
         self, decision: _Decision, total: Floats, starts: Ints, since: int, settled: int
@@ -272,6 +293,11 @@ def _counted(history: History, first: int, stop: int) -> Floats32:
     return found
 
 
-def _names(pods: Sequence[str]) -> NDArray[np.object_]:
+def _settled(time: int) -> int:
+    """The end of the last window that is known at a time, whatever arrives late."""
+    return time - time % WINDOW - LATE * WINDOW
+
+
+def _names(names: Sequence[str]) -> NDArray[np.object_]:
     """Names in an array: in a new tuple, the garbage collector would look at each of them once."""
-    return np.array(pods, dtype=np.object_)
+    return np.array(names, dtype=np.object_)

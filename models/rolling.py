@@ -34,8 +34,9 @@ class Forecast:
 class Part:
     """A group of nodes as known now.
 
-    history: rows may differ from call to call. pods, nodes: stable names of its pods and nodes; a
-    pod that is missing in a later call has ended, and uses nothing from then on.
+    history: rows may differ from call to call; each pod is on one node. pods, nodes: stable names
+    of its pods and nodes; a pod that is missing in a later call, or on another node, has ended and
+    uses nothing from then on.
     """
 
     history: History
@@ -66,12 +67,13 @@ class RollingForecast:
     Each half hour's forecast is remembered. Its nodes' peaks are followed from history to history,
     and once a horizon has passed, the nodes' scores feed the recalibration. Nodes may be split into
     groups to bound memory by a group's history. All groups feed one recalibration, so that how
-    nodes are split changes no forecast.
+    nodes are split changes no forecast. Where time goes back, as the clock was ahead, it begins
+    anew: what it awaits would hold up what comes for as long as that.
     """
 
     def __init__(self, model: Model) -> None:
         self.model = model
-        self._recalibrator = Recalibrator(model.calibration, model.policy.target)
+        self._recalibrator = _untaught(model)
         self._groups: list[Awaited] = []
 
     @property
@@ -118,10 +120,13 @@ class RollingForecast:
     def _advance(self, part: Part, number: int) -> _Step:
         """Predict a group's nodes, and see which of its earlier predictions have resolved."""
         _check(part)
+        history = part.history
+        if number == 0 and self._groups and self._groups[0].is_ahead_of(history.time):
+            self._recalibrator, self._groups = _untaught(self.model), []
         if number == len(self._groups):
             self._groups.append(Awaited(self.model.horizons))
-        group, history = self._groups[number], part.history
-        resolved = group.learn(history, part.pods)
+        group = self._groups[number]
+        resolved = group.learn(history, part.pods, part.nodes)
         predicted = self.model.forecaster.predict(history, self.model.horizons)
         prediction = _where_known(predicted, history)
         group.remember(history, prediction)
@@ -133,6 +138,11 @@ class RollingForecast:
         for (made, horizon), groups in groupby(by_decision, _decision):
             scores = np.concatenate([each.scores for each in groups])
             self._recalibrator.observe(made, horizon, scores)
+
+
+def _untaught(model: Model) -> Recalibrator:
+    """One that knows what the model's calibration says."""
+    return Recalibrator(model.calibration, model.policy.target)
 
 
 def _decision(resolved: Resolved) -> tuple[int, int]:

@@ -25,7 +25,7 @@ from models.forecaster import Prediction
 from models.grid import WEEK, WINDOW
 from models.history import History, build_history
 from models.policy import HORIZONS
-from models.rolling import Progress, RollingForecast
+from models.rolling import Part, Progress, RollingForecast
 from models.shipped import shipped
 from models.truth import STEP, begun
 
@@ -88,6 +88,43 @@ def test_pods_are_followed_by_name_when_their_rows_change() -> None:
         # the same pods on the same nodes, listed the other way round
         other = shuffled.refresh(turned, names(2)[::-1], names(2, "n")[::-1])
         np.testing.assert_allclose(one.forecast, other.forecast[::-1], rtol=1e-9)
+
+
+def test_a_pod_that_moves_to_another_node_is_seen_alike_in_groups_and_without() -> None:
+    """As a StatefulSet's does: its name stays."""
+    whole, grouped = rolling(), rolling()
+    pods, nodes = [*names(2), "db-0"], names(2, "n")
+    for number in range(60):
+        past = history(NOW + number * STEP, [1.0, 1.0, 0.5 * 1.02**number])
+        where = np.array([0, 1, number // 3 % 2])  # it moves every hour and a half
+        limit = np.full(2, 64.0)
+        both = build_history(past.time, past.usage, past.request, past.pod, where, limit)
+        expected = whole.refresh(both, pods, nodes)
+        parts = []
+        for node in range(2):
+            here = np.flatnonzero(where == node)
+            own = np.arange(len(here))
+            usage, request = past.usage[here], past.request[here]
+            alone = build_history(past.time, usage, request, own, own * 0, limit[:1])
+            parts.append(Part(alone, [pods[at] for at in here], nodes[node : node + 1]))
+        found = np.concatenate([each.forecast for each in grouped.refresh_groups(parts)])
+        np.testing.assert_allclose(found, expected.forecast, rtol=1e-9)
+    assert (rolling().refresh(both, pods, nodes).forecast != expected.forecast).any()
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_learning_goes_on_after_the_clock_was_ahead(*, restarted: bool) -> None:
+    spared, ahead = rolling(), rolling()
+    ahead.refresh(history(NOW + 30 * 86_400, [1.0]), names(1), names(1, "n"))
+    if restarted:
+        progress, ahead = ahead.progress(), rolling()
+        ahead.resume(progress)
+    for number in range(60):
+        past = history(NOW + number * STEP, [1.05**number])  # more than ever before each time
+        expected = spared.refresh(past, names(1), names(1, "n"))
+        found = ahead.refresh(past, names(1), names(1, "n"))
+        np.testing.assert_array_equal(found.forecast, expected.forecast)
+    assert (rolling().refresh(past, names(1), names(1)).forecast != expected.forecast).any()
 
 
 def test_another_process_goes_on_from_what_was_learned_and_awaited() -> None:
@@ -155,7 +192,7 @@ def test_a_pod_that_is_not_observed_hides_nobody_but_an_outage_does(
         usage[lost, -1] = 1.0 if observed == "in between" else np.nan
         node = np.array([0, 0, 1])
         past = build_history(both.time, usage, both.request, both.pod, node, both.limit)
-        scores = [each.scores[0] for each in awaited.learn(past, names(3))]
+        scores = [each.scores[0] for each in awaited.learn(past, names(3), names(3))]
         found += [score for score in scores if np.isfinite(score)]
         said = np.ones((3, 1))
         awaited.remember(past, Prediction(said, said, np.ones(3)))
