@@ -158,7 +158,8 @@ class Binder:
             self._let_go(uid)
         else:
             self._unbound.add(uid)
-            self._state.ledger.extend(uid, self._clock() + self._settings.hold_seconds)
+            now = self._clock()
+            self._state.ledger.extend(uid, now, now + self._settings.hold_seconds)
 
     async def _bind(self, args: BindingArgs) -> str:
         uid = args.pod_uid
@@ -178,7 +179,8 @@ class Binder:
         except TimeoutError:
             error, outcome = "the API server did not answer in time", "failed"
         finally:
-            self._state.ledger.conclude(uid, self._clock() + self._settings.hold_seconds)
+            now = self._clock()
+            self._state.ledger.conclude(uid, now, now + self._settings.hold_seconds)
         self._telemetry.binds.labels(outcome).inc()
         self._record(args, pod, error)
         return error
@@ -211,9 +213,9 @@ class Binder:
 
     def _settle(self, uid: str, node: str) -> None:
         """The API server has the pod on the node; its watch event is on the way."""
-        row = self._state.last_row(node)
+        row, now = self._state.last_row(node), self._clock()
         if row is not None:
-            self._state.ledger.settle(uid, row, self._clock() + CONFIRM_SECONDS)
+            self._state.ledger.settle(uid, row, now, now + CONFIRM_SECONDS)
 
     async def _read(self, args: BindingArgs) -> PodFacts:
         """The pod as it is, where the watch has not shown it, or not what became of it."""

@@ -259,7 +259,7 @@ class Calls:
             self._hold(pod, held, now)
         counts = pod.replica_of or not pod.offline
         if alone and counts and len(held) == 1 and held[0] >= 0:
-            self._state.under_way.send(pod, held[0], now + self._settings.hold_seconds)
+            self._state.under_way.send(pod, held[0], now, now + self._settings.hold_seconds)
         else:
             self._state.under_way.narrow(pod.uid, held)
 

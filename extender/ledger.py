@@ -33,8 +33,9 @@ class Stage(Enum):
 class Entry(msgspec.Struct, frozen=True, gc=False):
     """One pod's charge: millicores on each of ``rows``.
 
-    ``made`` and ``expires`` are seconds since the epoch. Only a hold is dropped when it expires. By
-    then, it should be known what became of a binding, and a bound promise's horizon has passed.
+    ``made``, ``expires`` and ``dated``, at which ``expires`` was set, are seconds since the epoch.
+    Only a hold is dropped when it expires. By then, it should be known what became of a binding,
+    and a bound promise's horizon has passed.
     """
 
     uid: str
@@ -45,6 +46,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     stage: Stage
     made: float
     expires: float
+    dated: float
 
 
 class Ledger:
@@ -104,11 +106,11 @@ class Ledger:
         if own is not None and own.stage is not Stage.HELD:
             return
         if own is not None and (own.rows, own.millicpu) == (rows, millicpu):
-            self._store(replace(own, horizon=horizon, expires=expires))
+            self._store(replace(own, horizon=horizon, expires=expires, dated=now))
             return
         self.release(uid)
         if rows:
-            self._put(Entry(uid, pod, millicpu, horizon, rows, Stage.HELD, now, expires))
+            self._put(Entry(uid, pod, millicpu, horizon, rows, Stage.HELD, now, expires, now))
 
     def reserve(
         self,
@@ -147,32 +149,35 @@ class Ledger:
         still_open = own.rows if own is not None and binding else ()
         rows = (*(other for other in still_open if other != row), row)
         self.release(uid)
-        self._put(Entry(uid, pod, millicpu, horizon, rows, Stage.BINDING, now, expires))
+        self._put(Entry(uid, pod, millicpu, horizon, rows, Stage.BINDING, now, expires, now))
         return True
 
-    def settle(self, uid: str, row: int, expires: float) -> None:
+    def settle(self, uid: str, row: int, now: float, expires: float) -> None:
         """A binding is known to be written: charge only its row, until the watch shows the pod."""
         entry = self.get(uid)
         if entry is not None and entry.stage is Stage.BINDING:
-            self._replace(entry, replace(entry, rows=(row,), expires=expires))
+            self._replace(entry, replace(entry, rows=(row,), expires=expires, dated=now))
 
-    def conclude(self, uid: str, expires: float) -> None:
+    def conclude(self, uid: str, now: float, expires: float) -> None:
         """No call waits for a binding any more: where its fate is open, it is late from then on."""
         entry = self.get(uid)
         if entry is not None and entry.expires == np.inf:
-            self.extend(uid, expires)
+            self.extend(uid, now, expires)
 
-    def extend(self, uid: str, expires: float) -> None:
+    def extend(self, uid: str, now: float, expires: float) -> None:
         """Wait longer for what becomes of a binding."""
         entry = self.get(uid)
         if entry is not None and entry.stage is Stage.BINDING:
-            self._store(replace(entry, expires=expires))
+            self._store(replace(entry, expires=expires, dated=now))
 
     def withdraw(self, uid: str, before: Entry | None) -> None:
-        """A binding was refused: charge what was open before it, or nothing."""
+        """A binding was refused: charge what was open before it, or nothing.
+
+        What was open waits until it is concluded: the clock may have been set since it was dated.
+        """
         entry = self.get(uid)
         if entry is not None and entry.stage is Stage.BINDING:
-            self._replace(entry, before)
+            self._replace(entry, before and replace(before, expires=np.inf))
 
     def confirm(
         self, uid: str, pod: str, millicpu: int, horizon: int, row: int, made: float
@@ -188,7 +193,7 @@ class Ledger:
             made, horizon = own.made, own.horizon
             self.release(uid)
         expires = made + HORIZONS[horizon] * 3600
-        self._put(Entry(uid, pod, millicpu, horizon, (row,), Stage.BOUND, made, expires))
+        self._put(Entry(uid, pod, millicpu, horizon, (row,), Stage.BOUND, made, expires, made))
 
     def release(self, uid: str) -> None:
         """Give back everything charged for a pod; unknown pods are ignored."""
@@ -225,7 +230,8 @@ class Ledger:
     def renew(self, uid: str, now: float) -> None:
         """Promise a bound pod its millicores for its horizon once more."""
         entry = self._bound[uid]
-        self._store(replace(entry, expires=now + HORIZONS[entry.horizon] * 3600))
+        expires = now + HORIZONS[entry.horizon] * 3600
+        self._store(replace(entry, expires=expires, dated=now))
 
     def promised(self, nodes: int) -> Ints:
         """Millicores promised on each of the first ``nodes`` rows: what is charged but not held."""
@@ -246,11 +252,14 @@ class Ledger:
     ) -> None:
         """Let entries of these stages expire so much later: their clock was set, or stood still.
 
-        ``is_new``: whether a time was read from the clock after that; such entries stay.
+        ``is_new``: whether a time was read from the clock after that; what was set then stays.
         """
         for entry in self.entries():
-            if entry.stage in stages and not is_new(entry.made):
-                self._store(replace(entry, expires=entry.expires + seconds))
+            if entry.stage in stages:
+                made = entry.made if is_new(entry.made) else entry.made + seconds
+                late = 0.0 if is_new(entry.dated) else seconds
+                expires, dated = entry.expires + late, entry.dated + late
+                self._store(replace(entry, made=made, expires=expires, dated=dated))
 
     def drop_row(self, row: int, pods: Iterable[str]) -> bool:
         """Forget what is held and bound on a node that is gone; whether any binding is left there.

@@ -97,6 +97,7 @@ class Loops:
         self._others = others
         self._advertised: dict[str, float] = {}
         self._overdue: set[str] = set()
+        self._ticked = asyncio.Event()
 
     async def run(self) -> None:
         """Run all loops until cancelled."""
@@ -134,6 +135,7 @@ class Loops:
             self._telemetry.expired.inc()
             log.info("hold expired", pod=entry.pod)
         self._decisions.flush()
+        self._ticked.set()
 
     async def renew(self) -> None:
         """Renew promises that outlived their horizon; tell once of each that cannot be."""
@@ -251,10 +253,12 @@ class Loops:
         return True
 
     async def _tick(self) -> None:
+        before = self._clock()
         while True:
-            before = self._clock()
             await asyncio.sleep(_TICK_SECONDS)
-            slip = self._clock() - before - _TICK_SECONDS
+            now = self._clock()
+            slip = now - before - _TICK_SECONDS
+            before = now  # not read anew after the tick: what is set during that is a slip as well
             if abs(slip) > _SLIP_SECONDS:
                 log.warning("the clock was set, or the process stood still", seconds=round(slip))
                 self._state.shift(slip)
@@ -262,8 +266,10 @@ class Loops:
 
     async def _chase(self) -> None:
         while True:
-            await self._binder.chase()
             await asyncio.sleep(_CHASE_SECONDS)
+            self._ticked.clear()
+            await self._ticked.wait()  # who has just noticed whether the clock was set
+            await self._binder.chase()
 
     async def _renew(self) -> None:
         await self._state.synced.wait()

@@ -283,7 +283,7 @@ class State:
         def is_new(time: float) -> bool:
             return now - _UNNOTICED <= time <= now
 
-        self.under_way.shift(seconds)
+        self.under_way.shift(seconds, is_new)
         if seconds < 0:
             self.ledger.shift(seconds, tuple(Stage), is_new)
             self._heard = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from extender.ask import PodFacts
@@ -11,9 +12,10 @@ _MOST = 1024
 
 
 class Sent(NamedTuple):
-    """Where a pod is expected, by the node's row, and until when; and what counts of it."""
+    """Where a pod is expected, by the node's row, since when and until; and what counts of it."""
 
     row: int
+    since: float
     until: float
     offline: bool
     replica_of: str
@@ -30,9 +32,9 @@ class UnderWay:
         """Whether so many have not arrived that nobody seems to see where pods go."""
         return len(self._sent) > _MOST
 
-    def send(self, pod: PodFacts, row: int, until: float) -> None:
+    def send(self, pod: PodFacts, row: int, now: float, until: float) -> None:
         """A pod was left one node: its row, and until when it is expected there."""
-        self._sent[pod.uid] = Sent(row, until, pod.offline, pod.replica_of)
+        self._sent[pod.uid] = Sent(row, now, until, pod.offline, pod.replica_of)
 
     def narrow(self, uid: str, rows: tuple[int, ...]) -> None:
         """A pod was decided again: it is expected no longer, unless it was left the same node."""
@@ -48,10 +50,16 @@ class UnderWay:
         """A node is gone: nobody is expected there, and its row may be another's."""
         self._sent = {uid: sent for uid, sent in self._sent.items() if sent.row != row}
 
-    def shift(self, seconds: float) -> None:
-        """The clock has gone on by so much more; all are expected for as long as before."""
+    def shift(self, seconds: float, is_new: Callable[[float], bool]) -> None:
+        """The clock has gone on by so much more; all are expected for as long as before.
+
+        ``is_new``: whether a time was read from the clock after that; who was sent then stays.
+        """
         self._sent = {
-            uid: sent._replace(until=sent.until + seconds) for uid, sent in self._sent.items()
+            uid: sent
+            if is_new(sent.since)
+            else sent._replace(since=sent.since + seconds, until=sent.until + seconds)
+            for uid, sent in self._sent.items()
         }
 
     def expire(self, now: float) -> None:

@@ -205,7 +205,7 @@ def test_kube_scheduler_chooses_while_nobody_hears_where_pods_go() -> None:
     of = world()
     for at in range(1100):  # as many have never arrived
         facts = of.state.facts(as_pod(pod_json(f"lost-{at}", cpu="1")))
-        of.state.under_way.send(facts, 5, of.now + 30)
+        of.state.under_way.send(facts, 5, of.now, of.now + 30)
     assert len(left(of, pod_json("a", cpu="1"))) == 3
     of.now += 31
     of.state.expire(of.now)

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from msgspec.structs import replace
 
 from extender.ledger import Ledger, Stage
 
@@ -140,7 +141,7 @@ def test_a_try_whose_fate_is_open_stays_charged_beside_the_next() -> None:
     assert charged(ledger, 3) == [500, 500, 0]
     ledger.withdraw("a", open_try)  # the second was refused; of the first nothing is known
     assert charged(ledger, 3) == [500, 0, 0]
-    ledger.settle("a", 1, 600.0)  # somebody read where the pod is
+    ledger.settle("a", 1, 2.0, 600.0)  # somebody read where the pod is
     assert charged(ledger, 3) == [0, 500, 0]
     assert ledger.expire(599.0) == []
 
@@ -151,10 +152,10 @@ def test_only_a_binding_that_waits_for_ever_is_concluded() -> None:
     reserve(ledger, "b", 1, 0, available=1)  # expires at 20
     hold(ledger, "c", 2, (0,), expires=15)
     for uid in "abc":
-        ledger.conclude(uid, 50.0)
+        ledger.conclude(uid, 2.0, 50.0)
     assert [entry.uid for entry in ledger.late_bindings(20.0)] == ["b"]
     assert [entry.uid for entry in ledger.late_bindings(50.0)] == ["a", "b"]
-    ledger.extend("a", 60.0)
+    ledger.extend("a", 3.0, 60.0)
     assert [entry.uid for entry in ledger.late_bindings(59.0)] == ["b"]
 
 
@@ -186,6 +187,35 @@ def test_a_shift_moves_the_end_of_what_waits() -> None:
     assert ledger.expire(114.0) == []
     assert [entry.uid for entry in ledger.expire(115.0)] == ["held"]
     assert [entry.uid for entry in ledger.overdue(ledger.bound(), 3602.0)] == ["bound"]
+
+
+def test_what_was_dated_after_the_clock_was_set_is_not_shifted() -> None:
+    """Each was made at time 0 or 1; the clock was set to 1000 then, and all is dated once more."""
+    ledger = Ledger()
+    for uid in ("repeated", "settled", "extended", "concluded", "withdrawn"):
+        hold(ledger, uid, 1, (0,), expires=15)
+    ledger.hold("repeated", "default/repeated", 1, 0, (0,), 1000.0, 1015.0)
+    for uid in ("settled", "extended", "concluded", "withdrawn"):
+        ledger.reserve(uid, f"default/{uid}", 1, 0, 0, 1, 1.0, np.inf)
+    ledger.settle("settled", 0, 1000.0, 1060.0)
+    ledger.extend("extended", 1000.0, 1015.0)
+    ledger.conclude("concluded", 1000.0, 1015.0)
+    ledger.conclude("withdrawn", 2.0, 17.0)
+    ledger.withdraw("withdrawn", ledger.get("withdrawn"))
+    ledger.conclude("withdrawn", 1000.0, 1015.0)
+    confirm(ledger, "renewed", 1, 0)
+    ledger.renew("renewed", 1000.0)
+    confirm(ledger, "bound", 1, 0)  # at time 2, for an hour
+    before = ledger.entries()
+    ledger.shift(998.0, tuple(Stage), is_new=lambda time: time >= 1000)
+    pairs = [(was, entry) for was, entry in zip(before, ledger.entries(), strict=True)]
+    assert [was.uid for was, entry in pairs if entry.expires != was.expires] == ["bound"]
+    assert {entry.made - was.made for was, entry in pairs} == {998.0}
+    bound = ledger.get("bound")
+    assert bound is not None
+    assert (bound.made, bound.expires) == (998 + 2, 998 + 3602)
+    ledger.shift(-998.0, tuple(Stage), is_new=lambda time: time < 900)  # its date has moved along
+    assert ledger.entries()[-1].expires == 3602
 
 
 def test_only_holds_expire() -> None:
@@ -263,13 +293,15 @@ class Bookkeeping(RuleBasedStateMachine):
 
     @rule(uid=UIDS, row=ROWS)
     def settle(self, uid: str, row: int) -> None:
-        self.ledger.settle(uid, row, self.now + 600)
+        self.ledger.settle(uid, row, self.now, self.now + 600)
 
     @rule(uid=UIDS, back=st.booleans())
     def withdraw(self, uid: str, back: bool) -> None:
         before = self.ledger.get(uid)
         self.ledger.withdraw(uid, before if back else None)
-        if back:
+        if back and before is not None and before.stage is Stage.BINDING:
+            assert self.ledger.get(uid) == replace(before, expires=np.inf)
+        elif back:
             assert self.ledger.get(uid) == before
 
     @rule(uid=UIDS, ask=ASKS, row=ROWS)

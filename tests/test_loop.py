@@ -177,6 +177,53 @@ async def test_changes_of_pods_are_taken_over_all_the_time(
         await running
 
 
+async def test_a_clock_that_is_set_during_a_tick_is_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world, ticks = World(), 0
+    shifts: list[float] = []
+    really = asyncio.sleep
+
+    async def sleep(seconds: float) -> None:
+        world.now += seconds
+        await really(0)
+
+    def flush() -> None:
+        nonlocal ticks
+        ticks += 1
+        world.now -= 3600 if ticks == 3 else 0
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    monkeypatch.setattr(world.server.decisions, "flush", flush)
+    monkeypatch.setattr(world.state, "shift", shifts.append)
+    task = asyncio.create_task(world.server.loops._tick())
+    for _ in range(10):
+        await really(0)
+    task.cancel()
+    assert ticks > 4
+    assert shifts == [-3600.0]
+
+
+async def test_nothing_is_chased_before_a_tick_has_looked_at_the_clock(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(loops, "_CHASE_SECONDS", 0.0)
+    world, chased = World(), 0
+
+    async def chase() -> None:
+        nonlocal chased
+        chased += 1
+
+    monkeypatch.setattr(world.server.binder, "chase", chase)
+    task = asyncio.create_task(world.server.loops._chase())
+    for ticks in range(3):
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert chased == ticks
+        world.server.loops.tick()
+    task.cancel()
+
+
 async def test_a_model_that_cannot_be_installed_is_tried_again_until_a_newer_one_comes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -33,6 +33,7 @@ ASKS = (0, 300, 1500, 2500, 9000)
 DURATIONS = ("30m", "2h", "5h", None)  # None: as long as its workload's runs have lasted
 PEAKS = (0.0, 0.3, 0.6, 1.0, 1.5)  # cores by which the forecast is higher for longer horizons
 HOLD = 15.0
+DAY = 86_400.0
 STEPS = 500
 
 
@@ -213,6 +214,7 @@ class Storm:
             self.finish_run: 0.5,
             self.refresh: 2,
             self.pause: 5 if self.cluster.paused else 1,
+            self.stand_still: 0.5,
             self.lose_watch: 0.3 if self.watching else 3,
             self.set_clock: 0.2,
             self.restart: 0.3,
@@ -301,6 +303,8 @@ class Storm:
             self.cluster.hear()
         self.world.server.loops.tick()
         await self.world.server.loops.renew()
+        if self.cluster.paused:  # a server asks every two seconds, so it notices
+            await self.chase()
 
     async def chase(self) -> None:
         await self.world.server.binder.chase()
@@ -367,6 +371,16 @@ class Storm:
         """The API server stands still, or goes on."""
         self.cluster.paused = not self.cluster.paused
 
+    async def stand_still(self) -> None:
+        """The API server stands still just after calls came, and goes on where it was."""
+        await self.schedule()
+        self.cluster.paused = True
+        self.world.now += HOLD
+        await self.chase()
+        self.cluster.paused = False
+        await self.chase()
+        await self.cluster.carry_out()
+
     async def lose_watch(self) -> None:
         """No event arrives any more, until a new list shows everything."""
         self.watching = not self.watching
@@ -374,9 +388,16 @@ class Storm:
             self.world.sync()
 
     async def set_clock(self) -> None:
+        """Until a tick notices it, calls come; what they leave waits no longer than it should."""
         seconds = float(self.rng.choice([-3600.0, -30.0, 40.0, 3600.0]))
         self.world.now += seconds
+        for _ in range(int(self.rng.integers(0, 3))):
+            await self.schedule()
+            self.world.now += 0.5
         self.world.state.shift(seconds)
+        latest = {Stage.HELD: HOLD, Stage.BINDING: CONFIRM_SECONDS, Stage.BOUND: DAY}
+        for entry in self.world.state.ledger.entries():
+            assert entry.expires <= self.world.now + latest[entry.stage]
 
     async def restart(self) -> None:
         """A process ends. What it has sent is carried out or dropped before another has listed."""

@@ -297,6 +297,21 @@ def test_siblings_are_expected_for_as_long_as_before_when_the_clock_is_set() -> 
         assert list(of.state.under_way.others("nobody")) == []
 
 
+def test_siblings_that_were_sent_before_a_step_is_noticed_are_expected_by_the_new_time() -> None:
+    for seconds in (-3600.0, 3600.0):
+        of = zoned_world()
+        of.now += seconds
+        of.cluster.hear()
+        of.forecast(dict.fromkeys(NAMES, 2.0))
+        place(of, "x", **ONLINE)
+        of.now += 1
+        of.state.shift(seconds)
+        of.state.expire(of.now + 28)
+        assert len(of.state.under_way.others("nobody")) == 1
+        of.state.expire(of.now + 30)
+        assert of.state.under_way.others("nobody") == []
+
+
 def test_a_spread_sends_no_pod_to_a_hot_node() -> None:
     of = replace(
         snapshot([1000, 1000, 4000, 4000]),
