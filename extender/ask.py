@@ -56,7 +56,7 @@ class PodFacts(msgspec.Struct, frozen=True, gc=False):
         problem: why its ask for the reclaimed resource cannot be met anywhere, or empty.
         bad_annotations: annotations that could not be read and were ignored.
         candidates: how many nodes it wants to be offered; None for the setting.
-        rebuild: whether its label asks for the node that a pod of its workload has left.
+        rebuild: whether its label asks for the node that such a pod of its workload has left.
         version: its resourceVersion, 0 where there is none.
     """
 

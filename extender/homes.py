@@ -12,7 +12,7 @@ import msgspec
 from msgspec.structs import replace
 
 REBUILD_LABEL = "archimedes.dev/rebuild-in-place"
-"""A pod labelled "true" prefers a node that a pod of its workload has left."""
+"""A pod labelled "true" prefers a node that such a pod of its workload has left."""
 
 _SECONDS = 3600.0
 """For how long a node is remembered: kubelets remove unused images sooner or later."""

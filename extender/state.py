@@ -498,7 +498,8 @@ class State:
         if pod.offline:
             self._ended(pod)
         self._locks.moved(pod, -1)
-        self._homes.leave(pod.workload, uid, pod.node, self._clock())
+        if pod.rebuild:
+            self._homes.leave(pod.workload, uid, pod.node, self._clock())
         row = self._nodes.row(pod.node)
         if row is None:
             return

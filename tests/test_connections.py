@@ -121,7 +121,9 @@ async def test_a_head_in_time_and_idle_connections_are_left_alone(connect: Conne
             assert b" 200 " in await answered(streams)
 
 
-@pytest.mark.parametrize("content", [b"this is no gzip", gzip.compress(b"[]"), b""])
+@pytest.mark.parametrize(
+    "content", [b"this is no gzip", gzip.compress(b"[]"), b""], ids=["no gzip", "gzip", "empty"]
+)
 async def test_an_encoded_body_is_refused_as_it_came(
     connect: Connect, caplog: pytest.LogCaptureFixture, content: bytes
 ) -> None:
@@ -159,6 +161,7 @@ async def test_what_would_inflate_a_thousandfold_does_not(
         b"POST /v1/filter HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
         b"\x16\x03\x01\x02\x00",  # the beginning of a TLS handshake
     ],
+    ids=["no host", "no chunk", "TLS"],
 )
 async def test_what_is_not_http_is_counted_and_leaves_no_traceback(
     connect: Connect, caplog: pytest.LogCaptureFixture, said: bytes

@@ -145,6 +145,21 @@ def test_the_server_offers_the_left_node() -> None:
     assert world.filter(pod_json("other", cpu="1"))["NodeNames"] == ["n1"]
 
 
+def test_pods_that_ask_for_no_rebuilding_displace_nobodys_left_node(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("extender.homes._WORKLOADS", 3)
+    world = World(("n1", "n2"), candidates=1)
+    world.sync()
+    world.forecast({"n1": 1.0, "n2": 2.0})
+    world.cluster.put_pod(as_pod(rebuilt_json("db-0", node="n2")))
+    world.cluster.delete_pod("default", "db-0")
+    for number in range(5):  # each is a workload of its own
+        world.cluster.put_pod(as_pod(pod_json(f"job-{number}", 1, node="n1")))
+        world.cluster.delete_pod("default", f"job-{number}")
+    assert world.filter(rebuilt_json("db-1"))["NodeNames"] == ["n2"]
+
+
 def test_an_update_of_a_pod_that_stays_takes_no_node_that_another_has_left() -> None:
     world = World(("n1", "n2"), candidates=1)
     world.sync()
