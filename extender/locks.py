@@ -7,21 +7,18 @@ be read leaves the others alone. docs/locks.md describes the form.
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
-import yaml
 from msgspec import Meta
+
+from models.yaml_file import NotYamlError, plain_objects
 
 _WORKLOAD = re.compile(r"[^/\s]+/[^/\s]+/[^/\s]+")
 _MAX_TEXT = 300
-_MAX_DEPTH = 8
-"""Of collections within collections; a lock has two, and PyYAML's own recursion has no bound."""
-
-_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster, where built
 
 Name = Annotated[str, Meta(min_length=1)]
 Moment = Annotated[datetime, Meta(tz=True)]
@@ -85,7 +82,9 @@ def read_lock(name: str, text: str) -> Lock:
         LockError: it is malformed or contradicts itself.
     """
     try:
-        written = msgspec.convert(_content(text), _Text)
+        written = msgspec.convert(plain_objects(text), _Text)
+    except NotYamlError as e:
+        raise LockError(str(e)) from e
     except msgspec.ValidationError as e:
         raise LockError(_sentence(str(e))) from e
     for problem in _contradictions(written):
@@ -100,51 +99,6 @@ def read_lock(name: str, text: str) -> Lock:
         workload=written.workload or "",
         reason=written.reason,
     )
-
-
-class _OnceLoader(_SafeLoader):  # type: ignore[misc]
-    """YAML in which each key of a mapping stands once: of two, one would be ignored."""
-
-    def construct_mapping(
-        self, node: yaml.MappingNode, deep: bool = False
-    ) -> dict[Hashable, object]:
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    raise yaml.MarkedYAMLError(
-                        problem=f"{key.value} stands there twice", problem_mark=key.start_mark
-                    )
-                seen.add(key.value)
-        content: dict[Hashable, object] = super().construct_mapping(node, deep)
-        return content
-
-
-def _content(text: str) -> object:
-    """What a YAML text holds, as plain objects. Raises LockError."""
-    try:
-        _check_shape(text)
-        return yaml.load(text, _OnceLoader)  # noqa: S506 - a safe one
-    except LockError:
-        raise
-    except yaml.YAMLError as e:
-        raise LockError(f"is not YAML: {e}") from e
-    except ValueError as e:  # such as the 31st of February
-        raise LockError(f"is not a lock: {e}") from e
-    except Exception as e:  # PyYAML raises KeyError for `!!bool x`, and the like
-        raise LockError("is not YAML: a value is not what its tag says") from e
-
-
-def _check_shape(text: str) -> None:
-    """Refuse what PyYAML would not survive: it recurses in C, and copies what is referred to."""
-    depth = 0
-    for event in yaml.parse(text, _SafeLoader):
-        if isinstance(event, yaml.AliasEvent):
-            raise LockError(f"expected what it means in place of *{event.anchor}")
-        depth += isinstance(event, yaml.CollectionStartEvent)
-        depth -= isinstance(event, yaml.CollectionEndEvent)
-        if depth > _MAX_DEPTH:
-            raise LockError("is nested too deeply")
 
 
 def _sentence(problem: str) -> str:
