@@ -15,7 +15,7 @@ from models.kube.owner import workload_of
 from models.kube.preferences import replica_of
 from models.kube.quantity import QuantityError
 from models.kube.request import asks_for, cpu_request, reclaimed_request
-from models.kube.types import Metadata, Pod, PodSpec, PodStatus, seconds_of, version_of
+from models.kube.types import Metadata, Pod, PodSpec, RunningStatus, seconds_of, version_of
 from models.policy import horizon_index
 
 DURATION_ANNOTATION = "archimedes.dev/expected-duration"
@@ -86,10 +86,10 @@ def pod_facts(pod: Pod, resource: str, lasted: Lasted = _never) -> PodFacts:
         lasted: for how long, in seconds, runs of a workload last; None where it is not known.
     """
     metadata, spec = pod.metadata or Metadata(), pod.spec or PodSpec()
-    status = pod.status or PodStatus()
+    status = pod.status or RunningStatus()
     key = _key(metadata)
     offline = asks_for(spec, resource)
-    request = cpu_request(spec)
+    request = cpu_request(spec, status)
     millicpu, problem = _reclaimed(spec, resource) if offline else (round(request * 1000), "")
     annotations = metadata.annotations or {}
     workload = sys.intern(workload_of(metadata))

@@ -197,6 +197,84 @@ def test_the_request_of_the_pod_as_a_whole_replaces_the_sum() -> None:
     assert facts(pod).request == 3.75
 
 
+def granted(name: str, allocated: str | None, in_force: str | None) -> Json:
+    """The status of a container; None where its kubelet says nothing of it."""
+    status: Json = {"name": name}
+    if allocated is not None:
+        status["allocatedResources"] = {"cpu": allocated}
+    if in_force is not None:
+        status["resources"] = {"requests": {"cpu": in_force}}
+    return status
+
+
+INFEASIBLE = {"type": "PodResizePending", "reason": "Infeasible"}
+DEFERRED = {"type": "PodResizePending", "reason": "Deferred"}
+READY = {"type": "Ready", "reason": "Infeasible"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "allocated", "in_force", "condition", "request_"),
+    [
+        ("2", "2", "2", READY, 2.0),
+        ("4", "2", "2", READY, 4.0),  # up, and not yet
+        ("1", "6", "6", READY, 6.0),  # down, and not yet
+        ("1", "1", "6", READY, 6.0),  # the kubelet has begun
+        ("1", "6", "1", READY, 6.0),
+        ("1", "6", None, READY, 6.0),
+        ("1", None, "6", READY, 6.0),
+        ("1", None, None, READY, 1.0),
+        ("64", "1", "1", DEFERRED, 64.0),
+        ("64", "1", "1", INFEASIBLE, 1.0),
+        ("64", "1", "2", INFEASIBLE, 2.0),
+        ("64", None, "2", INFEASIBLE, 2.0),
+    ],
+)
+def test_while_a_pod_is_resized_the_most_that_it_asks_for_or_has_counts(
+    asked: str, allocated: str | None, in_force: str | None, condition: Json, request_: float
+) -> None:
+    """Beside it another container of 1 core, and a sidecar of 500m, which are as they should be."""
+    second, sidecar = container({"cpu": "1"}), container({"cpu": "500m"}, restartPolicy="Always")
+    pod = with_containers(
+        [container({"cpu": asked}), {**second, "name": "second"}],
+        initContainers=[{**sidecar, "name": "sidecar"}],
+        overhead={"cpu": "250m"},
+    )
+    pod["status"] = {
+        "phase": "Running",
+        "conditions": [READY, condition],
+        "containerStatuses": [granted("second", "1", "1"), granted("c", allocated, in_force)],
+        "initContainerStatuses": [granted("sidecar", "500m", "500m")],
+    }
+    assert facts(pod).request == request_ + 1.75
+
+
+def test_what_containers_are_resized_to_counts_in_the_same_moment() -> None:
+    sidecar = container({"cpu": "1"}, restartPolicy="Always")
+    pod = with_containers([container({"cpu": "3"})], initContainers=[{**sidecar, "name": "s"}])
+    pod["status"] = {
+        "containerStatuses": [granted("c", "3", "2")],  # it grows
+        "initContainerStatuses": [granted("s", "1", "2500m")],  # it shrinks
+    }
+    assert facts(pod).request == 4.5  # max(3 + 1 asked for and set aside, 2 + 2.5 in force)
+    pod["status"]["initContainerStatuses"] = [granted("s", "1", "1")]
+    assert facts(pod).request == 4.0
+
+
+@pytest.mark.parametrize(
+    ("asked", "condition", "request_"),
+    [("1", READY, 3.0), ("4", READY, 4.0), ("4", INFEASIBLE, 3.0)],
+)
+def test_a_pod_can_be_resized_as_a_whole(asked: str, condition: Json, request_: float) -> None:
+    pod = with_containers([container({"cpu": "500m"})], resources={"requests": {"cpu": asked}})
+    pod["status"] = {
+        "conditions": [condition],
+        "containerStatuses": [granted("c", "500m", "500m")],
+        "allocatedResources": {"cpu": "2"},
+        "resources": {"requests": {"cpu": "3"}},
+    }
+    assert facts(pod).request == request_
+
+
 def test_case_14_a_zero_quantity_is_offline_and_asks_nothing() -> None:
     found = facts(pod_json("p", 0))
     assert (found.offline, found.ask.millicpu, found.problem) == (True, 0, "")

@@ -49,6 +49,7 @@ class Resources(_Object, frozen=True):
 class Container(_Object, frozen=True):
     """A container or init container; ``restart_policy`` "Always" makes the latter a sidecar."""
 
+    name: str | None = None
     resources: Resources | None = None
     restart_policy: str | None = None
 
@@ -71,12 +72,46 @@ class PodStatus(_Object, frozen=True):
     start_time: str | None = None
 
 
+class Requests(_Object, frozen=True):
+    """Requests by resource name, as in `Resources`."""
+
+    requests: dict[str, str | int | float] | None = None
+
+
+class GrantedRequests(_Object, frozen=True):
+    """What a kubelet has set aside for a container; ``resources`` are those in force by now.
+
+    Both lag behind the spec where the pod is resized in place.
+    """
+
+    name: str | None = None
+    allocated_resources: dict[str, str | int | float] | None = None
+    resources: Requests | None = None
+
+
+class PodCondition(_Object, frozen=True):
+    """One thing that is said of a pod, and why."""
+
+    type: str | None = None
+    reason: str | None = None
+
+
+class RunningStatus(PodStatus, frozen=True):
+    """Of a pod that may run: what its kubelet has granted; of the pod as a whole too."""
+
+    conditions: list[PodCondition] | None = None
+    container_statuses: list[GrantedRequests] | None = None
+    init_container_statuses: list[GrantedRequests] | None = None
+    allocated_resources: dict[str, str | int | float] | None = None
+    resources: Requests | None = None
+
+
 class Pod(_Object, frozen=True):
     """A pod, in lists, in watch events and in extender calls."""
 
     metadata: Metadata | None = None
     spec: PodSpec | None = None
-    status: PodStatus | None = None
+    status: RunningStatus | None = None
 
 
 class Something(_Object, frozen=True):

@@ -25,11 +25,11 @@ from models.kube.request import (
     reclaimed_request,
 )
 from models.kube.types import (
+    FinishedPod,
     FinishedStatus,
     Metadata,
     NodeStatus,
     Page,
-    Pod,
     PodSpec,
     Status,
     seconds_of,
@@ -65,12 +65,11 @@ class _PodSpec(PodSpec, frozen=True):
     topology_spread_constraints: msgspec.Raw = _NOTHING
 
 
-class LivePod(Pod, frozen=True):
-    """A pod, read more closely than the extender does."""
+class LivePod(FinishedPod, frozen=True):
+    """A pod, read more closely than the extender does, whether it has finished or not."""
 
     metadata: _Metadata | None = None
     spec: _PodSpec | None = None
-    status: FinishedStatus | None = None
 
 
 class _NodeSpec(msgspec.Struct, frozen=True, rename="camel"):
