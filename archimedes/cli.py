@@ -7,7 +7,7 @@ from functools import cache
 
 import typer
 
-from models.errors import ArchimedesError
+from models.errors import ArchimedesError, printable
 
 
 @cache
@@ -49,7 +49,7 @@ def main() -> None:
     try:
         assemble()()
     except ArchimedesError as error:
-        typer.echo(f"archimedes: {error}", err=True)
+        typer.echo(f"archimedes: {printable(str(error))}", err=True)
         sys.exit(2)
 
 

@@ -41,7 +41,7 @@ class Extender:
         try:
             async with aiohttp.ClientSession(timeout=_SECONDS) as session:
                 return [await self._get(session, path, tls) for path in paths]
-        except (aiohttp.ClientError, OSError) as e:
+        except (aiohttp.ClientError, OSError, UnicodeError) as e:  # a host that is no name, too
             why = getattr(e, "strerror", None) or str(e) or type(e).__name__
             raise ArchimedesError(
                 f"the extender at {self.url} cannot be reached: {why}; "
@@ -61,8 +61,7 @@ class Extender:
             return body
 
     def _tls(self) -> ssl.SSLContext | bool:
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if not _is_address(self.url):
             raise ArchimedesError(f"--url: {self.url!r} is no http:// or https:// address")
         if not (self.ca_file or self.cert_file):
             return True
@@ -75,6 +74,14 @@ class Extender:
                 f"--ca-file, --cert-file and --key-file cannot be used: {e}"
             ) from e
         return context
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # half of an IPv6 address, or a port that is none
+        return False
 
 
 def read(body: bytes | None, kind: type[T]) -> T:

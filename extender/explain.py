@@ -9,6 +9,7 @@ import msgspec
 
 from extender.ask import DURATION_ANNOTATION
 from extender.decision_log import Binding, Candidate, Decision, End, Preemption, Record
+from models.errors import ArchimedesError
 
 
 class HorizonView(msgspec.Struct, frozen=True):
@@ -36,8 +37,14 @@ class NodeView(msgspec.Struct, frozen=True):
     horizons: tuple[HorizonView, ...]
 
     def at(self, hours: int) -> HorizonView:
-        """The figures for a horizon."""
-        return next(figures for figures in self.horizons if figures.hours == hours)
+        """The figures for a horizon. Raises ArchimedesError where there are none."""
+        for figures in self.horizons:
+            if figures.hours == hours:
+                return figures
+        raise ArchimedesError(
+            f"the extender's answer has no figures of {self.node} for {hours} h; is it of another "
+            "version than this command?"
+        )
 
 
 class Explanation(msgspec.Struct, frozen=True):

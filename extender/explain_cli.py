@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
 import msgspec
 import typer
 
-from models.errors import ArchimedesError
+from models.errors import ArchimedesError, printable
 from models.times import utc
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
     from extender.decision_log import Preemption
     from extender.explain import Explanation, NodeView
@@ -118,12 +119,13 @@ def nodes(
     (said,) = extender.ask(f"/v1/nodes/{quote(name, safe='')}" if name else "/v1/nodes")
     if said is None:
         raise ArchimedesError(f"the extender at {url} knows no node {name!r}")
+    shown: _Node | list[NodeView] = read(said, _Node) if name else read(said, list[NodeView])
     if as_json:
         typer.echo(said)
-    elif name:
-        _print_node(name, read(said, _Node))
+    elif isinstance(shown, _Node):
+        _print_node(name, shown)
     else:
-        _print_nodes(read(said, list[NodeView]))
+        _print_nodes(shown)
 
 
 def _print_explanation(found: Explanation) -> None:
@@ -132,7 +134,7 @@ def _print_explanation(found: Explanation) -> None:
     hot = f"{found.hot} left out as hot, " if found.hot else ""
     console.print(
         f"{found.pod} ({tier}) asks {found.millicpu}m for {found.horizon_hours} h\n"
-        f"decided {utc(found.time)} by model {found.model_version}, snapshot {found.snapshot}; "
+        f"decided {_when(found.time)} by model {found.model_version}, snapshot {found.snapshot}; "
         f"decisions remembered: {found.decisions}\n"
         f"{found.offered} nodes offered: {len(found.candidates)} candidates, "
         f"{found.ranked_out} ranked out, {hot}{sum(found.rejected.values())} refused"
@@ -156,7 +158,7 @@ def _print_preemption(asked: Preemption) -> None:
     more = asked.kept - len(asked.nodes)
     named = ", ".join(asked.nodes) + (f" and {more} more" if more else "")
     _console().print(
-        f"kube-scheduler proposed evictions on {asked.proposed} nodes at {utc(asked.time)}: "
+        f"kube-scheduler proposed evictions on {asked.proposed} nodes at {_when(asked.time)}: "
         + (f"they make room on {asked.kept}: {named}" if named else "none makes enough room")
     )
     _print_table(["nodes", "no room even then, because"], _texts(asked.rejected))
@@ -200,11 +202,11 @@ def _print_node(name: str, node: _Node) -> None:
     _console().print(f"{name}, by model {node.model_version}")
     _print_table(["term", *(f"{h.hours} h" for h in node.arithmetic)], rows)
     promises = [
-        [p.pod, f"{p.millicpu}m", f"{p.horizon_hours} h", p.stage, utc(p.made)]
+        [p.pod, f"{p.millicpu}m", f"{p.horizon_hours} h", p.stage, _when(p.made)]
         for p in node.promises
     ]
     _print_table(["promise", "millicores", "for", "stage", "made"], promises)
-    locks = [[k.name, f"{k.millicpu}m", utc(k.start), utc(k.end), k.reason] for k in node.locks]
+    locks = [[k.name, f"{k.millicpu}m", _when(k.start), _when(k.end), k.reason] for k in node.locks]
     _print_table(["resource lock", "withholds", "from", "until", "reason"], locks)
 
 
@@ -225,10 +227,22 @@ def _print_table(columns: list[str], rows: list[list[str]]) -> None:
 
 
 def _console() -> Console:
-    """Text from a cluster is not markup; where nobody watches, lines are not cut."""
+    """Text from a cluster is not markup, nor obeyed; where nobody watches, lines are not cut."""
     from rich.console import Console
 
-    console = Console(markup=False, highlight=False)
+    class Printer(Console):
+        def render_str(self, text: str, **options: Any) -> Text:  # noqa: ANN401 - rich's
+            return super().render_str(printable(text), **options)
+
+    console = Printer(markup=False, highlight=False)
     if not console.is_terminal:
         console.width = 200
     return console
+
+
+def _when(seconds: float) -> str:
+    """A time; the number where no calendar has it."""
+    try:
+        return utc(seconds)
+    except (OverflowError, ValueError):
+        return f"{seconds:g} s"

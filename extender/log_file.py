@@ -11,8 +11,12 @@ from typing import IO
 
 import structlog
 
-_TAIL = 1 << 20
-"""Bytes at a file's end among which its last whole line ends; a record is a few kilobytes."""
+_TAIL = 64 << 20
+"""Bytes at a file's end among which its last whole line ends. A record is a few kilobytes, but one
+that names 10,000 nodes has two megabytes."""
+
+_BLOCK = 1 << 20
+"""Bytes that are looked through at once, from the end on."""
 
 _BEGIN = b'{"kind":'
 """With which each line begins."""
@@ -115,12 +119,24 @@ def _open(path: Path) -> IO[bytes]:
 
 
 def _cut_half_line(path: Path, size: int) -> None:
-    start = max(size - _TAIL, 0)
     with path.open("rb") as file:
-        file.seek(start)
-        tail = file.read(size - start)
-    half = tail[tail.rfind(b"\n") + 1 :]
+        end = _end_of_lines(file, size)
+        file.seek(end)
+        half = file.read(len(_BEGIN))
     if not half.startswith(_BEGIN[: len(half)]):
         raise OSError(errno.EINVAL, "it ends in a line that is no record's, so it is another file")
     if half:
-        os.truncate(path, size - len(half))
+        os.truncate(path, end)
+
+
+def _end_of_lines(file: IO[bytes], size: int) -> int:
+    """Where the last whole line ends; where the search ends, if there is none."""
+    least = max(size - _TAIL, 0)
+    while size > least:
+        start = max(size - _BLOCK, least)
+        file.seek(start)
+        found = file.read(size - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        size = start
+    return least

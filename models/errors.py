@@ -1,4 +1,11 @@
-"""Every error that a user can act on."""
+"""Every error that a user can act on, and how text from elsewhere is printed."""
+
+_CONTROLS = dict.fromkeys({*range(32), *range(127, 160)} - {ord("\n"), ord("\t")})
+
+
+def printable(text: str) -> str:
+    """Text without control characters, which a terminal may obey; tabs and ends of lines stay."""
+    return text.translate(_CONTROLS)
 
 
 class ArchimedesError(Exception):

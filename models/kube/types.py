@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 from datetime import datetime
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 
 class _Object(msgspec.Struct, frozen=True, rename="camel", gc=False):
@@ -62,7 +64,7 @@ class PodSpec(_Object, frozen=True):
     init_containers: list[Container] | None = None
     overhead: dict[str, str | int | float] | None = None
     resources: Resources | None = None
-    active_deadline_seconds: int | None = None
+    active_deadline_seconds: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
 
 
 class PodStatus(_Object, frozen=True):
@@ -263,10 +265,16 @@ class Bookmark(_Object, frozen=True):
     metadata: Metadata | None = None
 
 
+_MAX_VERSION = 20
+"""Digits of the largest number of 64 bits, which a resourceVersion is."""
+
+
 def version_of(metadata: Metadata | None) -> int:
     """An object's resourceVersion, a number that grows with each change; 0 where it has none."""
     text = metadata.resource_version if metadata is not None else None
-    return int(text) if text and text.isascii() and text.isdigit() else 0
+    if text and len(text) <= _MAX_VERSION and text.isascii() and text.isdigit():
+        return int(text)
+    return 0
 
 
 def seconds_of(text: str | None) -> float:
