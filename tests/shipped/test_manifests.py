@@ -110,6 +110,17 @@ def test_the_settings_fit_the_pod(folder: Path) -> None:
         assert spec["hostNetwork"]
 
 
+@pytest.mark.parametrize("folder", KUSTOMIZATIONS, ids=lambda folder: folder.name)
+def test_a_hang_ends_soon_and_a_busy_process_does_not(folder: Path) -> None:
+    (path,) = [p for p in folder.glob("*.yaml") if p.stem in ("daemonset", "deployment")]
+    (container,) = yaml.safe_load(path.read_text())["spec"]["template"]["spec"]["containers"]
+    probe = container["livenessProbe"]
+    last = probe["periodSeconds"] * probe["failureThreshold"] + probe["timeoutSeconds"]
+    assert last + probe["terminationGracePeriodSeconds"] <= 16  # 3 x 4 + 3 + 1
+    assert probe["failureThreshold"] * probe["timeoutSeconds"] >= 9
+    assert probe["timeoutSeconds"] >= 3  # the process may wait for a core for two
+
+
 def test_the_image_holds_every_package_of_the_project() -> None:
     text = (DEPLOY / "Containerfile").read_text()
     project = (DEPLOY.parent / "pyproject.toml").read_text()
