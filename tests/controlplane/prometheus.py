@@ -49,17 +49,18 @@ class Prometheus:
         run_dir: Path,
         scrape_configs: Sequence[Mapping[str, Any]] = (),
         backfill: Path | None = None,
+        port: int | None = None,
     ) -> None:
         """`run_dir` takes data and log; `backfill` is a file of `backfill.write_openmetrics`.
 
-        Raises NotInstalledError.
+        `port` is one that another server has left; else it is a free one. Raises NotInstalledError.
         """
         self._server, self._tool = find_prometheus()
         self._run_dir = run_dir
         self._scrape_configs = scrape_configs
         self._backfill = backfill
-        port = free_port()
-        self._address = f"127.0.0.1:{port}"
+        self.port = free_port() if port is None else port
+        self._address = f"127.0.0.1:{self.port}"
         self.url = f"http://{self._address}"
         self._web = WebClient(self.url)
         self._process: Process | None = None

@@ -62,16 +62,20 @@ class Extender:
         self.url = f"http://127.0.0.1:{self.port}"
         self._config = folder / "extender.yaml"
         self.decisions = folder / "decisions.jsonl"
-        settings = {**settings, "port": self.port, "decision_log": str(self.decisions)}
-        self._config.write_text(yaml.safe_dump(settings))
+        self._settings = {**settings, "port": self.port, "decision_log": str(self.decisions)}
         self._process: Process | None = None
 
     def start(self) -> None:
         """Start it, and return once it is ready and has made its first forecast."""
+        self.launch()
+        wait_until(self.forecasts, 180, "every node has a forecast")
+
+    def launch(self, **changed: object) -> None:
+        """Start it with some settings changed, and return once it is ready."""
+        self._config.write_text(yaml.safe_dump(self._settings | changed))
         command = [sys.executable, "-m", "archimedes", "extender", "--config", str(self._config)]
         self._process = Process("extender", command, self._folder)
         self._process.wait_ready(self.ready, 180)
-        wait_until(self._forecasts, 180, "every node has a forecast")
 
     def stop(self, *, grace: float = 10.0) -> None:
         """SIGTERM, and after ``grace`` seconds SIGKILL; 0 kills at once."""
@@ -120,7 +124,8 @@ class Extender:
         own = children(self._process.pid).items()
         return next((pid for pid, command in own if "forecast_child" in command), None)
 
-    def _forecasts(self) -> bool:
+    def forecasts(self) -> bool:
+        """Whether every node has a forecast, and nothing keeps it from being promised."""
         nodes = self.nodes()
         return len(nodes) >= NODES and all(
             node["horizons"][0]["forecast_cores"] is not None and not node["blocked"]
@@ -228,6 +233,15 @@ class World:
         self.plane.admin.patch(path, {"metadata": {"annotations": {"retried": str(time.time())}}})
         wait_until(lambda: self._tries() > before, 120, "kube-scheduler tries a pod again")
 
+    def attempts(self) -> tuple[float, float]:
+        """How often kube-scheduler has placed a pod, and the seconds that took it in all."""
+        name, placed = "scheduler_scheduling_attempt_duration_seconds", 'result="scheduled"'
+        count, seconds = (
+            sum(value for of, value in self._samples(f"{name}_{part}").items() if placed in of)
+            for part in ("count", "sum")
+        )
+        return count, seconds
+
     def _tries(self) -> float:
         """How often kube-scheduler has tried a pod."""
         return sum(self._samples("scheduler_schedule_attempts_total").values())
@@ -284,7 +298,7 @@ def build_world(
     workload.wait_for_phase(plane.admin, namespace, online)
     account = shipped_account(plane)
     _save_model(folder / "models" / "1", max_usage_age=2 * _HOUR if still else _HOUR / 4)
-    past = _write_day(folder / "day.txt", namespace, online)  # last: until it is scraped, none is
+    past = write_day(folder / "day.txt", namespace, online)  # last: until it is scraped, none is
     scrape = [kwok.scrape_config(plane.kwok_port)]
     with Prometheus(folder / "prometheus", scrape, past) as prometheus:
         extender = Extender(
@@ -323,13 +337,13 @@ def shipped_configuration(url: str) -> Json:
     return config
 
 
-def _write_day(path: Path, namespace: str, online: dict[str, str]) -> Path:
-    """A day of usage up to now: a tide of a quarter around the mean, and some noise.
+def write_day(path: Path, namespace: str, online: dict[str, str], ago: float = 0.0) -> Path:
+    """A day of usage up to so many seconds ago: a tide of a quarter around the mean, some noise.
 
     It ends at what kwok lets the pods use, whatever the hour, so that forecasts go on as they are.
     """
     rng = np.random.default_rng(0)
-    now = time.time()
+    now = time.time() - ago
     times = np.arange(now - DAY, now, STEP)
     tide = 1 + 0.25 * np.sin(2 * np.pi * (times - now) / DAY)
     history = {
