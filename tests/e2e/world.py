@@ -233,15 +233,6 @@ class World:
         self.plane.admin.patch(path, {"metadata": {"annotations": {"retried": str(time.time())}}})
         wait_until(lambda: self._tries() > before, 120, "kube-scheduler tries a pod again")
 
-    def attempts(self) -> tuple[float, float]:
-        """How often kube-scheduler has placed a pod, and the seconds that took it in all."""
-        name, placed = "scheduler_scheduling_attempt_duration_seconds", 'result="scheduled"'
-        count, seconds = (
-            sum(value for of, value in self._samples(f"{name}_{part}").items() if placed in of)
-            for part in ("count", "sum")
-        )
-        return count, seconds
-
     def _tries(self) -> float:
         """How often kube-scheduler has tried a pod."""
         return sum(self._samples("scheduler_schedule_attempts_total").values())
