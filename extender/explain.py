@@ -99,7 +99,8 @@ def explanation(records: Sequence[Record], nodes: Sequence[NodeView]) -> Explana
     bindings = [record for record in own if isinstance(record, Binding)]
     bound = next((binding for binding in bindings if not binding.error), None)
     error = bindings[0].error if bindings and bound is None else ""
-    waits = last.offline and not last.candidates and bound is None
+    # An ask that cannot be met anywhere is recorded as 0; why not stands in the refusals.
+    waits = last.offline and last.millicpu > 0 and not last.candidates and bound is None
     left_out = last.offered - len(last.candidates) - sum(last.rejected.values())
     return Explanation(
         pod=last.pod,

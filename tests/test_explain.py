@@ -143,6 +143,10 @@ def test_an_ask_beyond_everything_gets_no_advice_that_cannot_help() -> None:
     assert helps(node("n1", [0] * 5), millicpu=9000) == []
 
 
+def test_an_ask_that_no_node_can_ever_meet_is_not_told_to_wait() -> None:
+    assert helps(node("n1", [2000] * 5), millicpu=0) == []
+
+
 def test_the_newest_pod_of_the_name_counts() -> None:
     # A pod of the same name lived before, and was bound.
     records: list[Record] = [decision(uid="u2"), bound(uid="u1"), decision(uid="u1")]
