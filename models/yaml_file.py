@@ -38,7 +38,9 @@ def read_yaml(path: Path, what: str, parse: Callable[[object], T]) -> T:
         raise SettingsError(f"{what} {path} cannot be read: {e}") from e
     try:
         return parse(plain_objects(text))
-    except (NotYamlError, SettingsError) as e:
+    except NotYamlError as e:
+        raise SettingsError(f"{what} {path} {e}") from e
+    except SettingsError as e:
         raise SettingsError(f"{what} {path}: {e}") from e
 
 
@@ -106,7 +108,7 @@ def _check_shape(text: str) -> None:
     depth = 0
     for event in yaml.parse(text, _SafeLoader):
         if isinstance(event, yaml.AliasEvent):
-            raise NotYamlError(f"expected what it means in place of *{event.anchor}")
+            raise NotYamlError(f"refers to *{event.anchor}: write what it means in its place")
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
         if depth > _MAX_DEPTH:
