@@ -131,6 +131,10 @@ def test_others_may_reach_it_where_that_is_wanted() -> None:
         (b"port: x", "port: expected"),
         (b"port: 1\nport: 2", "port stands there twice"),
         (b"events:\n  enabled: true\n  enabled: false", "enabled stands there twice"),
+        (b"[" * 30_000, "is nested too deeply"),
+        (b"port: &p 1\nprobes: {port: *p}", "refers to *p: write what it means"),
+        (b"port: !!int", "is not YAML: a value is not what its tag says"),
+        (b"log_level: 2026-02-31", "has a value that does not exist"),
     ],
 )
 def test_the_file_is_named(tmp_path: Path, content: bytes, says: str) -> None:
