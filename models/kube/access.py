@@ -38,7 +38,8 @@ def unusable(kubeconfig: str, error: Exception) -> SettingsError:
     """The sentence about a configuration that does not work."""
     where = f"kubeconfig {kubeconfig}" if kubeconfig else "Kubernetes access"
     return SettingsError(
-        f"{where} cannot be used: {error}; set kubeconfig to a file that names the cluster"
+        f"{where} cannot be used: {str(error).rstrip('.')}; set kubeconfig to a file that names "
+        "the cluster"
     )
 
 
