@@ -11,7 +11,7 @@ import msgspec
 import typer
 
 from models.store import DEFAULT_TRACKING_URI
-from models.terminal import TraceDir, prepared, progress_bar
+from models.terminal import Json, TraceDir, TrackingUri, prepared, progress_bar
 from shadow.cli_extract import extract
 from shadow.cli_follow import follow
 from shadow.cli_options import (
@@ -54,15 +54,6 @@ _REF = (
     "(nothing beyond requests is reclaimed)"
 )
 
-TrackingUri = Annotated[
-    str,
-    typer.Option(
-        "--tracking-uri",
-        envvar="MLFLOW_TRACKING_URI",
-        help="MLflow's address, for registered versions and aliases.",
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 Hours = Annotated[
     float | None,
     typer.Option(
@@ -282,7 +273,7 @@ def redecide(
         Path | None,
         typer.Option("--policy", help="YAML or JSON file, instead of the policy of each decision."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Decide what production logged and recorded again: exactly, or under another policy."""
     from shadow.redecide import redecide as run

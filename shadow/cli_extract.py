@@ -8,6 +8,7 @@ from typing import Annotated
 import msgspec
 import typer
 
+from models.terminal import Json
 from shadow.cli_options import Decisions
 
 
@@ -17,7 +18,7 @@ def extract(
     force: Annotated[
         bool, typer.Option("--force", help="Replace a trace that stands at OUT.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Turn what production logged and recorded into a trace, to replay, compare or train on."""
     from models.trace import write_trace

@@ -18,6 +18,7 @@ from models.errors import ArchimedesError, ArtifactError, RegistryError, Setting
 from models.grid import WINDOW
 from models.model import Model
 from models.store import ALIASES, DEFAULT_TRACKING_URI, copies
+from models.terminal import Json, TrackingUri
 from models.usage_source import PrometheusSettings, UsageError, UsageSource, problems
 from shadow.cli_options import Decisions
 from shadow.follow import Follower
@@ -54,11 +55,7 @@ Ref = Annotated[str, typer.Option("--challenger", help="REF: an alias is followe
 State = Annotated[
     Path, typer.Option("--state", help="File that remembers how far it is, and the sums.")
 ]
-TrackingUri = Annotated[
-    str, typer.Option("--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="MLflow's address.")
-]
 Once = Annotated[bool, typer.Option("--once", help="Do what can be done now, then stop.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")]
 
 
 def follow(

@@ -13,7 +13,7 @@ import typer
 
 from models.errors import SettingsError
 from models.kube.request import RECLAIMED
-from models.terminal import progress_bar
+from models.terminal import Json, progress_bar
 
 if TYPE_CHECKING:
     from trainer.importers.common import Imported
@@ -34,7 +34,6 @@ MinDays = Annotated[
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the sample that --limit takes.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace a trace that stands at OUT.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print what was written as one JSON object.")]
 FirstDay = Annotated[
     datetime,
     typer.Option(
@@ -114,7 +113,7 @@ def azure_v1(
     seed: Seed = 0,
     start: FirstDay = datetime(2017, 1, 2),  # noqa: DTZ001 - typer parses days without a zone
     force: Force = False,
-    as_json: AsJson = False,
+    as_json: Json = False,
 ) -> None:
     """Import Azure Public Dataset V1: its CSV files, or an extract with a column a machine."""
     from trainer.importers.azure_v1 import import_azure_v1
@@ -145,7 +144,7 @@ def bitbrains(
     min_days: MinDays = 0.0,
     seed: Seed = 0,
     force: Force = False,
-    as_json: AsJson = False,
+    as_json: Json = False,
 ) -> None:
     """Import GWA-T-12 Bitbrains: one CSV file a virtual machine, or one a month."""
     from trainer.importers.bitbrains import import_bitbrains
@@ -185,7 +184,7 @@ def prometheus(
     resource: Resource = RECLAIMED,
     cpu_max: CpuMax = False,
     force: Force = False,
-    as_json: AsJson = False,
+    as_json: Json = False,
 ) -> None:
     """Import a cluster in production: usage from Prometheus, pods and nodes from the API server."""
     from models.usage_source import PrometheusSettings, is_address

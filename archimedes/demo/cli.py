@@ -10,7 +10,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from models.terminal import progress_bar
+from models.terminal import Json, progress_bar
 
 TraceDir = Annotated[
     Path | None, typer.Option("--trace", help="Folder of a trace. Default: a generated cluster.")
@@ -22,7 +22,6 @@ Nodes = Annotated[
 Hours = Annotated[float, typer.Option("--hours", min=2, max=240, help="Simulated hours to serve.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of all that is random.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder that gets a new folder for this run.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the table.")]
 
 
 def demo(
